@@ -1,0 +1,1 @@
+//! Replication. To be written.

@@ -1,0 +1,2 @@
+//! Flocker's agent, API and command line.
+pub mod supervisor;

@@ -1,0 +1,2 @@
+//! The `flocker` binary. Everything is in the library.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Keeps the agent's long-running tasks alive and says how they fare. To be written.
