@@ -94,7 +94,7 @@ pub fn write_plain(path: &Path, content: &[u8], mode: u32) -> Result<(), Durable
     sync_parent(path)
 }
 
-/// Reads a file that [`write`] wrote: its version and content. `None` if there is none.
+/// Reads a file that [`write()`] wrote: its version and content. `None` if there is none.
 ///
 /// # Errors
 /// Any [`DurableError`]; damage is never read as an empty file.
