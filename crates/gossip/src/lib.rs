@@ -16,6 +16,7 @@
 //! - The map ([`map`]) informs and is never authority.
 //! - Nothing is announced before it is durable ([`store`]).
 
+pub mod addresses;
 pub mod control;
 pub mod identity;
 pub mod join;

@@ -104,8 +104,7 @@ impl VoterConfig {
     /// former voters too.
     #[must_use]
     pub fn is_quorum(&self, stores: &BTreeSet<StoreId>) -> bool {
-        let majority =
-            |set: &BTreeSet<StoreId>| set.intersection(stores).count() * 2 > set.len();
+        let majority = |set: &BTreeSet<StoreId>| set.intersection(stores).count() * 2 > set.len();
         majority(&self.voters) && self.joint.as_ref().is_none_or(majority)
     }
 

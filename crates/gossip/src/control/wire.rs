@@ -1,0 +1,172 @@
+//! [`Wire`] over QUIC: the caller's side. It opens connections as needed and never sends to a
+//! node that was removed.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use flocker_base::StoreId;
+use flocker_quic::{Connection, Peers, QuicError, frame};
+use tokio::io::AsyncReadExt;
+use tokio::sync::Notify;
+
+use super::dispatch::Dispatch;
+use super::outbox::{Lane, Outbox};
+use super::serve::{DONE, MAX_REFUSAL, REFUSED};
+use super::{Kind, Wire, WireError};
+
+/// How long a message may wait for a connection and its place on it.
+const SEND_DEADLINE: Duration = Duration::from_secs(3);
+
+/// This node's way to its peers.
+pub(super) struct QuicWire {
+    pub(super) local: StoreId,
+    pub(super) peers: Peers,
+    pub(super) dispatch: Arc<Dispatch>,
+    pub(super) outbox: Outbox,
+    /// The lanes that have messages and nobody who sends them yet.
+    ready: Mutex<VecDeque<Lane>>,
+    wake: Notify,
+}
+
+#[async_trait]
+impl Wire for QuicWire {
+    fn local(&self) -> StoreId {
+        self.local
+    }
+
+    fn send(&self, to: StoreId, kind: Kind, payload: Bytes) {
+        if payload.len() > kind.max_frame() {
+            tracing::error!(%to, ?kind, bytes = payload.len(), "a message is over the limit");
+            return;
+        }
+        if self.outbox.push((to, kind), payload) {
+            self.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back((to, kind));
+            self.wake.notify_one();
+        }
+    }
+
+    async fn call(
+        &self,
+        to: StoreId,
+        kind: Kind,
+        payload: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, WireError> {
+        let (length, max) = (payload.len(), kind.max_frame());
+        if length > max {
+            return Err(WireError::TooLarge { length, max });
+        }
+        if self.dispatch.admission.is_removed(to) {
+            return Err(WireError::Removed { to });
+        }
+        let answer = async {
+            if to == self.local {
+                return self.dispatch.call(to, kind, payload).await.map_err(WireError::Refused);
+            }
+            let bounds = self.dispatch.bounds(to);
+            let _turn = bounds.outward(kind).acquire().await;
+            let connection =
+                self.peers.connection(to, deadline).await.map_err(|e| unreachable(to, &e))?;
+            exchange(&connection, kind, &payload).await
+        };
+        match tokio::time::timeout(deadline, answer).await {
+            Ok(result) => result,
+            Err(_elapsed) => Err(WireError::Deadline { to, after: deadline }),
+        }
+    }
+}
+
+impl QuicWire {
+    pub(super) fn new(local: StoreId, peers: Peers, dispatch: Arc<Dispatch>) -> Self {
+        Self {
+            local,
+            peers,
+            dispatch,
+            outbox: Outbox::default(),
+            ready: Mutex::default(),
+            wake: Notify::new(),
+        }
+    }
+
+    /// The next lane that wants someone to send its messages. Cancel safe.
+    pub(super) async fn next_lane(&self) -> Lane {
+        loop {
+            let woken = self.wake.notified();
+            let next = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            if let Some(lane) = next {
+                return lane;
+            }
+            woken.await;
+        }
+    }
+
+    /// Sends what waits in the lane, until nothing does. If the peer can't be reached, what waits
+    /// is dropped: by the time it can, it would be old.
+    pub(super) async fn send_all(self: Arc<Self>, lane: Lane) {
+        let (to, kind) = lane;
+        while let Some(payload) = self.outbox.take(lane) {
+            if self.dispatch.admission.is_removed(to) {
+                continue;
+            }
+            if to == self.local {
+                self.dispatch.message(to, kind, payload).await;
+                continue;
+            }
+            let sent = tokio::time::timeout(SEND_DEADLINE, self.deliver(lane, &payload)).await;
+            let why = match sent {
+                Ok(Ok(())) => continue,
+                Ok(Err(why)) => why.to_string(),
+                Err(_elapsed) => format!("it took more than {SEND_DEADLINE:?}"),
+            };
+            let dropped = self.outbox.clear(lane) + 1;
+            tracing::debug!(%to, ?kind, dropped, "messages were dropped: {why}");
+        }
+    }
+
+    async fn deliver(&self, (to, kind): Lane, payload: &[u8]) -> Result<(), WireError> {
+        let connection =
+            self.peers.connection(to, SEND_DEADLINE).await.map_err(|e| unreachable(to, &e))?;
+        let mut stream = connection.open_uni().await.map_err(|e| unreachable(to, &e))?;
+        stream.set_priority(kind.priority());
+        frame::write_prefixed(&mut stream, &[kind as u8], payload)
+            .await
+            .map_err(|e| broken(to, e))?;
+        stream.finish();
+        Ok(())
+    }
+}
+
+async fn exchange(connection: &Connection, kind: Kind, payload: &[u8]) -> Result<Bytes, WireError> {
+    let to = connection.peer();
+    let (mut send, mut recv) = connection.open_bi().await.map_err(|e| unreachable(to, &e))?;
+    send.set_priority(kind.priority());
+    let written = frame::write_prefixed(&mut send, &[kind as u8], payload).await;
+    send.finish();
+    // A peer that refuses a request need not read it to its end: its answer counts all the same.
+    let status = match (recv.read_u8().await, written) {
+        (Ok(status), _) => status,
+        (Err(_), Err(e)) => return Err(broken(to, e)),
+        (Err(e), Ok(())) => return Err(broken(to, e)),
+    };
+    let max = match status {
+        DONE => kind.max_frame(),
+        REFUSED => MAX_REFUSAL,
+        other => return Err(broken(to, format!("{other} begins no answer"))),
+    };
+    let answer = frame::read_frame(&mut recv, max).await.map_err(|e| broken(to, e))?;
+    match status {
+        DONE => Ok(answer),
+        _ => Err(WireError::Refused(String::from_utf8_lossy(&answer).into_owned())),
+    }
+}
+
+fn unreachable(to: StoreId, error: &QuicError) -> WireError {
+    WireError::Unreachable { to, reason: error.to_string() }
+}
+
+fn broken(to: StoreId, error: impl std::fmt::Display) -> WireError {
+    WireError::Broken { to, reason: error.to_string() }
+}

@@ -1,0 +1,237 @@
+//! The newcomer's side of a join: tries every seed and every address behind it until one member
+//! admits it. It believes nothing from a server whose chain does not end in the authority that
+//! the token pins, and never sends the token's secret.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use flocker_base::{Name, StoreId};
+use sha2::{Digest, Sha256};
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use super::exchange::{Admission, Reply, Request};
+use super::token::{JoinString, Seed, Token};
+use super::{KnownNode, MAX_REQUEST_BYTES};
+use crate::identity::{Authority, IdentityError, KeyRequest, NodeIdentity};
+
+/// How long a name may take to resolve.
+const RESOLVE: Duration = Duration::from_secs(5);
+
+/// How long a TLS session may take to stand.
+const CONNECT: Duration = Duration::from_secs(4);
+
+/// How long a member may take to answer. It writes to its disk meanwhile.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// The most addresses tried behind one name.
+const MAX_ADDRESSES: usize = 8;
+
+/// The node that wants to join.
+#[derive(Clone, Debug)]
+pub struct Newcomer {
+    /// Its store.
+    pub store: StoreId,
+    /// Its name.
+    pub name: Name,
+    /// Its region.
+    pub region: Name,
+    /// Where its control port is reached. With an unspecified IP (`0.0.0.0`), the member puts in
+    /// the address that it sees the newcomer come from.
+    pub control: SocketAddr,
+    /// Where its data port is reached, likewise.
+    pub data: SocketAddr,
+}
+
+/// A join that succeeded.
+#[derive(Debug)]
+pub struct Joined {
+    /// The new member's identity, not yet stored.
+    pub identity: NodeIdentity,
+    /// Nodes to begin with; the first one is the node that admitted this one, at the address
+    /// where it was reached.
+    pub known: Vec<KnownNode>,
+}
+
+/// One failed try.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The seed.
+    pub seed: Seed,
+    /// The address behind it, if it was resolved.
+    pub address: Option<SocketAddr>,
+    /// Whether a member of the cluster answered and refused.
+    pub refused: bool,
+    /// What went wrong.
+    pub reason: String,
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(address) if address.to_string() != self.seed.to_string() => {
+                write!(f, "{} ({address}): {}", self.seed, self.reason)
+            }
+            Some(_) | None => write!(f, "{}: {}", self.seed, self.reason),
+        }
+    }
+}
+
+/// Why a node could not join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// No member admitted it.
+    #[error("could not join the cluster{}\n{}", Attempts(.0), advice(.0))]
+    NoneAdmitted(Vec<Attempt>),
+    /// The newcomer could not make its key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+struct Attempts<'a>(&'a [Attempt]);
+
+impl fmt::Display for Attempts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|attempt| write!(f, "\n  {attempt}"))
+    }
+}
+
+fn advice(attempts: &[Attempt]) -> &'static str {
+    if attempts.iter().any(|attempt| attempt.refused) {
+        "A member answered and refused: do what its line says, then run the same command again."
+    } else {
+        "No member answered: check that `flocker up` runs on at least one of these hosts, that its \
+         control port (4523/udp by default) is reached from here, and that the join line is of \
+         this cluster; then run the same command again."
+    }
+}
+
+/// Joins the cluster of this join string: tries each seed, and each address behind it, in order.
+///
+/// Not cancel safe in one respect: a join given up while a member answers may have been recorded
+/// there. Joining again with the same store and name then succeeds.
+///
+/// # Errors
+/// [`JoinError::NoneAdmitted`] with each attempt; [`JoinError::Identity`].
+pub async fn join(to: &JoinString, newcomer: &Newcomer) -> Result<Joined, JoinError> {
+    let request = KeyRequest::generate(newcomer.store)?;
+    let mut attempts = Vec::new();
+    for seed in &to.seeds {
+        let fail =
+            |address, refused, reason| Attempt { seed: seed.clone(), address, refused, reason };
+        let addresses = match resolve(seed).await {
+            Ok(addresses) => addresses,
+            Err(reason) => {
+                attempts.push(fail(None, false, reason));
+                continue;
+            }
+        };
+        for address in addresses {
+            tracing::info!(%seed, %address, "asking to join");
+            match ask(&to.token, newcomer, &request, address).await {
+                Ok(joined) => return Ok(joined),
+                Err(Failed { refused, reason }) => {
+                    tracing::warn!(%seed, %address, reason, "could not join here");
+                    attempts.push(fail(Some(address), refused, reason));
+                }
+            }
+        }
+    }
+    Err(JoinError::NoneAdmitted(attempts))
+}
+
+async fn resolve(seed: &Seed) -> Result<Vec<SocketAddr>, String> {
+    let found = timeout(RESOLVE, tokio::net::lookup_host((seed.host.as_str(), seed.port))).await;
+    let mut addresses: Vec<SocketAddr> = match found {
+        Err(_) => return Err(format!("the name did not resolve within {} s", RESOLVE.as_secs())),
+        Ok(Err(error)) => return Err(format!("the name does not resolve: {error}")),
+        Ok(Ok(found)) => found.take(MAX_ADDRESSES).collect(),
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    addresses.retain(|address| seen.insert(*address));
+    if addresses.is_empty() { Err("the name has no address".to_owned()) } else { Ok(addresses) }
+}
+
+struct Failed {
+    refused: bool,
+    reason: String,
+}
+
+impl Failed {
+    fn unanswered(reason: impl fmt::Display) -> Self {
+        Self { refused: false, reason: reason.to_string() }
+    }
+}
+
+async fn ask(
+    token: &Token,
+    newcomer: &Newcomer,
+    key: &KeyRequest,
+    at: SocketAddr,
+) -> Result<Joined, Failed> {
+    let connection =
+        flocker_quic::connect_to_join(at, token.ca, CONNECT).await.map_err(Failed::unanswered)?;
+    let exporter =
+        connection.exporter(flocker_quic::JOIN_EXPORTER_LABEL).map_err(Failed::unanswered)?;
+    let request = Request {
+        token: token.id,
+        store: newcomer.store,
+        name: newcomer.name.to_string(),
+        region: newcomer.region.to_string(),
+        control: newcomer.control,
+        data: newcomer.data,
+        csr: key.csr_der.clone(),
+    };
+    let message = request
+        .encode(&token.secret, &exporter)
+        .filter(|message| message.len() <= MAX_REQUEST_BYTES)
+        .ok_or_else(|| Failed::unanswered("the join request could not be encoded"))?;
+    let answer = connection.exchange(&message, ANSWER).await.map_err(Failed::unanswered)?;
+    match Reply::decode(&answer) {
+        Ok(Reply::Admitted(admission)) => take(admission, token, newcomer.store, key, at),
+        Ok(Reply::Refused(reason)) => {
+            Err(Failed { refused: true, reason: format!("refused: {}", printable(&reason)) })
+        }
+        Err(error) => Err(Failed::unanswered(format!("the member's reply can't be read: {error}"))),
+    }
+}
+
+/// Checks what was given against what was asked for.
+fn take(
+    mut admission: Admission,
+    token: &Token,
+    store: StoreId,
+    key: &KeyRequest,
+    at: SocketAddr,
+) -> Result<Joined, Failed> {
+    let wrong = |reason: &str| Failed::unanswered(format!("the member's reply is wrong: {reason}"));
+    if <[u8; 32]>::from(Sha256::digest(&admission.authority_cert)) != token.ca {
+        return Err(wrong("its authority is not the one that the token names"));
+    }
+    let authority = Authority::from_parts(
+        std::mem::take(&mut admission.authority_cert),
+        Zeroizing::new(std::mem::take(&mut admission.authority_key)),
+    )
+    .map_err(|e| wrong(&e.to_string()))?;
+    let cert = std::mem::take(&mut admission.cert);
+    let identity =
+        NodeIdentity::from_parts(admission.cluster, store, authority, cert, key.key_der.clone())
+            .map_err(|e| wrong(&e.to_string()))?;
+    let mut known = std::mem::take(&mut admission.known);
+    let by = admission.by;
+    let told = known.iter().position(|node| node.store == by);
+    let mut first = told.map_or_else(
+        || KnownNode { store: by, control: Vec::new(), data: Vec::new() },
+        |index| known.remove(index),
+    );
+    first.control.retain(|address| *address != at);
+    first.control.insert(0, at);
+    known.insert(0, first);
+    Ok(Joined { identity, known })
+}
+
+/// A peer's text as a terminal may show it.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(600).collect()
+}

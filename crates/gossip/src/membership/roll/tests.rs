@@ -1,0 +1,137 @@
+//! The roll: which run of a node counts, when it is suspected, and what is told to whom.
+
+use flocker_base::{Incarnation, Name};
+
+use super::*;
+use crate::model::NodeFacts;
+
+const START: BootTime = BootTime::from_millis(1000);
+const LATER: BootTime = BootTime::from_millis(2000);
+
+fn store(byte: u8) -> StoreId {
+    StoreId::from_bytes([byte; 16])
+}
+
+fn generation(start: u64) -> u64 {
+    chat_id::generation(Incarnation(start), 0).expect("small")
+}
+
+fn facts_of(name: &str) -> String {
+    facts::encode(&NodeFacts {
+        name: Name::new(name).expect("name"),
+        region: Name::new("eu").expect("name"),
+        control: "10.0.0.1:4523".parse().expect("address"),
+        data: "10.0.0.1:4524".parse().expect("address"),
+        http: None,
+        version: "1".to_owned(),
+    })
+    .expect("encodes")
+}
+
+fn seen<'a>(id: u8, start: u64, live: bool, values: &[(&'a str, &'a str)]) -> Sighting<'a> {
+    let version = u64::try_from(values.len()).expect("small");
+    let generation = generation(start);
+    Sighting { store: store(id), generation, live, version, values: values.to_vec() }
+}
+
+fn roll() -> Roll {
+    Roll::new(store(1), generation(5), View::default())
+}
+
+#[test]
+fn the_newest_run_whose_facts_have_come_counts() {
+    let (old, new) = (facts_of("old"), facts_of("new"));
+    let mut roll = roll();
+    let first = seen(2, 1, true, &[("f", &old)]);
+    let view = roll.update(START, std::slice::from_ref(&first)).view.expect("changed");
+    assert_eq!(view.nodes[&store(2)].incarnation, Incarnation(1));
+    let announced = seen(2, 2, false, &[]);
+    assert!(roll.update(LATER, &[first.clone(), announced]).view.is_none(), "no facts yet");
+    let restarted = seen(2, 2, false, &[("f", &new)]);
+    let view = roll.update(LATER, &[first.clone(), restarted.clone()]).view.expect("changed");
+    let member = &view.nodes[&store(2)];
+    assert_eq!((member.incarnation, member.facts.name.as_str()), (Incarnation(2), "new"));
+    assert_eq!(member.liveness, Liveness::Live, "the old run still counts as live");
+    assert_eq!(member.since, START, "it was live all along");
+    let gone = Sighting { live: false, ..first };
+    let view = roll.update(LATER, &[gone, restarted]).view.expect("changed");
+    assert_eq!(view.nodes[&store(2)].liveness, Liveness::Suspected);
+    assert_eq!(view.nodes[&store(2)].since, LATER);
+}
+
+#[test]
+fn nothing_new_makes_no_new_view_and_a_forgotten_node_leaves_it() {
+    let facts = facts_of("a");
+    let mut roll = roll();
+    let sighting = seen(2, 1, true, &[("f", &facts)]);
+    assert!(roll.update(START, std::slice::from_ref(&sighting)).view.is_some());
+    assert!(roll.update(LATER, &[sighting]).view.is_none());
+    let view = roll.update(LATER, &[]).view.expect("changed");
+    assert!(view.nodes.is_empty());
+}
+
+#[test]
+fn addresses_are_told_when_they_are_new_and_never_ones_own() {
+    let (facts, other) = (facts_of("a"), facts_of("b"));
+    let mut roll = roll();
+    let both = [seen(1, 5, true, &[("f", &facts)]), seen(2, 1, true, &[("f", &facts)])];
+    let reached = roll.update(START, &both).reached;
+    assert_eq!(reached.len(), 1);
+    assert_eq!(reached[0].store, store(2));
+    let renamed = seen(2, 1, true, &[("f", &other), ("load", "1")]);
+    assert!(roll.update(START, &[renamed]).reached.is_empty(), "the addresses are the same");
+}
+
+#[test]
+fn roots_and_other_values_are_read_and_bad_ones_left_out() {
+    let (facts, root) = (facts_of("a"), facts::encode_root(&[7; 32]));
+    let mut roll = roll();
+    let values = [("f", facts.as_str()), ("m", root.as_str()), ("load", "3")];
+    let view = roll.update(START, &[seen(2, 1, true, &values)]).view.expect("changed");
+    let member = &view.nodes[&store(2)];
+    assert_eq!(member.map_root, Some([7; 32]));
+    assert_eq!(member.values, [("load".to_owned(), "3".to_owned())].into());
+    let bad = [("f", facts.as_str()), ("m", "no root")];
+    let view = roll.update(START, &[seen(2, 1, true, &bad)]).view.expect("changed");
+    assert_eq!(view.nodes[&store(2)].map_root, None);
+    let unreadable = seen(3, 1, true, &[("f", "???")]);
+    assert!(roll.update(START, &[seen(2, 1, true, &bad), unreadable]).view.is_none());
+    assert_eq!(roll.unreadable.len(), 1);
+    roll.update(START, &[]);
+    assert!(roll.unreadable.is_empty(), "what is gone is forgotten");
+}
+
+#[test]
+fn this_nodes_other_runs_are_not_itself() {
+    let (mine, other) = (facts_of("me"), facts_of("copy"));
+    let mut roll = roll();
+    let own = seen(1, 5, true, &[("f", &mine)]);
+    let earlier = seen(1, 4, true, &[("f", &other)]);
+    let copy = seen(1, 6, true, &[("f", &other)]);
+    let view = roll.update(START, &[earlier, own, copy]).view.expect("changed");
+    assert_eq!(view.nodes[&store(1)].facts.name.as_str(), "me");
+    assert_eq!(roll.copy_warned, Some(START), "and a copied store is called out");
+}
+
+#[test]
+fn missing_nodes_are_tried_in_turn() {
+    let facts = facts_of("a");
+    let mut roll = roll();
+    roll.update(START, &[seen(3, 1, true, &[("f", &facts)]), seen(4, 1, false, &[("f", &facts)])]);
+    let stores = [store(1), store(2), store(3), store(4)];
+    let first = roll.next_missing(&stores, None);
+    assert_eq!(first, Some(store(2)), "unknown");
+    let second = roll.next_missing(&stores, first);
+    assert_eq!(second, Some(store(4)), "suspected; 3 is live");
+    assert_eq!(roll.next_missing(&stores, second), Some(store(2)), "and round again");
+    assert_eq!(roll.next_missing(&[store(1), store(3)], None), None);
+}
+
+#[test]
+fn too_many_states_are_called_out_now_and_then() {
+    let mut roll = roll();
+    assert_eq!(roll.alarm(START, ALARM_STATES - 1), None);
+    assert_eq!(roll.alarm(START, ALARM_STATES), Some(ALARM_STATES));
+    assert_eq!(roll.alarm(START + Duration::from_secs(1), ALARM_STATES), None);
+    assert_eq!(roll.alarm(START + QUIET, 400), Some(400));
+}
