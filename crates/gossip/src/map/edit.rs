@@ -1,0 +1,174 @@
+//! Typed edits and what they write: the fields that change and no other. Pure; it must never
+//! write a field whose value stays, since that would settle or reorder what others did.
+
+use flocker_base::{ServiceId, StoreId, VolumeId};
+
+use super::MapError;
+use super::key::RecordKey;
+use super::record::{FieldId, Intent, IntentState, Record, Tombstone};
+use super::register::Register;
+use super::stamp::Stamp;
+use super::typed::{self, NAME, Typed};
+use super::view::MapView;
+use crate::model::{NodeSpec, RouteKey, RouteSpec, ServiceSpec, TokenSpec, VolumeSpec};
+
+/// A change that someone wants.
+#[derive(Clone, Debug)]
+pub enum Edit {
+    /// Creates the volume or changes what differs. A deleted id is refused.
+    PutVolume(VolumeSpec),
+    /// Deletes the volume. No change if it is deleted.
+    DeleteVolume(VolumeId),
+    /// Creates the service or changes what differs. A deleted id is refused.
+    PutService(ServiceSpec),
+    /// Deletes the service. No change if it is deleted.
+    DeleteService(ServiceId),
+    /// Creates the route, again if it was deleted, or changes what differs.
+    PutRoute(RouteSpec),
+    /// Deletes the route. No change if it is deleted.
+    DeleteRoute(RouteKey),
+    /// Creates the token or changes what differs.
+    PutToken(TokenSpec),
+    /// Creates the node or changes what differs.
+    PutNode(NodeSpec),
+    /// Settles a conflict: the value that is shown replaces all others.
+    Settle {
+        /// The record.
+        key: RecordKey,
+        /// The field.
+        field: FieldId,
+    },
+}
+
+/// Who edits, when, and what that one sees.
+pub(super) struct Author<'a> {
+    pub actor: StoreId,
+    pub stamp: Stamp,
+    pub view: &'a MapView,
+}
+
+impl Edit {
+    /// The record that it changes.
+    #[must_use]
+    pub fn key(&self) -> RecordKey {
+        match self {
+            Self::PutVolume(spec) => VolumeSpec::key_of(&spec.id),
+            Self::DeleteVolume(id) => VolumeSpec::key_of(id),
+            Self::PutService(spec) => ServiceSpec::key_of(&spec.id),
+            Self::DeleteService(id) => ServiceSpec::key_of(id),
+            Self::PutRoute(spec) => RouteSpec::key_of(&spec.key),
+            Self::DeleteRoute(key) => RouteSpec::key_of(key),
+            Self::PutToken(spec) => TokenSpec::key_of(&spec.id),
+            Self::PutNode(spec) => NodeSpec::key_of(&spec.store),
+            Self::Settle { key, .. } => key.clone(),
+        }
+    }
+
+    /// The record after the edit.
+    pub(super) fn apply(
+        &self,
+        present: Option<Record>,
+        author: &Author<'_>,
+    ) -> Result<Record, MapError> {
+        let key = self.key();
+        let mut intent = match present {
+            None => None,
+            Some(Record::Intent(intent)) => Some(intent),
+            Some(Record::Placed(_)) => return Err(MapError::NotEditable { key }),
+        };
+        match self {
+            Self::PutVolume(spec) => {
+                check_birth(spec, intent.as_ref())?;
+                put(spec, &mut intent, author)?;
+            }
+            Self::PutService(spec) => put(spec, &mut intent, author)?,
+            Self::PutRoute(spec) => {
+                if let Some(intent) = &mut intent {
+                    intent.revive();
+                }
+                put(spec, &mut intent, author)?;
+            }
+            Self::PutToken(spec) => put(spec, &mut intent, author)?,
+            Self::PutNode(spec) => put(spec, &mut intent, author)?,
+            Self::DeleteVolume(_) | Self::DeleteService(_) | Self::DeleteRoute(_) => {
+                let intent = intent.as_mut().ok_or(MapError::Unknown { key: key.clone() })?;
+                let (stamp, actor) = (author.stamp, author.actor);
+                let label = label_of(&key, intent);
+                intent.delete(Tombstone { stamp, actor, label });
+            }
+            Self::Settle { field, .. } => settle(&key, *field, intent.as_mut(), author)?,
+        }
+        Ok(Record::Intent(intent.ok_or(MapError::Unknown { key })?))
+    }
+}
+
+/// Writes the fields of `spec` that differ from what is shown now.
+fn put<T: Typed>(
+    spec: &T,
+    present: &mut Option<Intent>,
+    author: &Author<'_>,
+) -> Result<(), MapError> {
+    let key = T::key_of(&spec.id());
+    let intent = present.get_or_insert_with(Intent::empty);
+    let shown = typed::shown(key.kind(), intent);
+    // Compared as this version reads them, so that what a newer version added stays unwritten.
+    let before = T::read(spec.id(), &shown).map(|old| old.fields()).unwrap_or_default();
+    let renamed = author.view.renamed_from(&key);
+    let IntentState::Live(fields) = &mut intent.state else {
+        return Err(MapError::Deleted { key });
+    };
+    let mut wanted = spec.clone();
+    if let (Some(name), Some(original)) = (wanted.name_mut(), renamed) {
+        // The caller gives back the name that the map itself put in a taken one's place.
+        if author.view.shown_name(&key).as_ref() == Some(&*name) {
+            *name = original;
+        }
+    }
+    let after = wanted.fields();
+    if let Some(name) = wanted.name_mut().filter(|_| before.get(&NAME) != after.get(&NAME))
+        && let Some(by) = author.view.holder_of_name(key.kind(), name).filter(|by| *by != key)
+    {
+        return Err(MapError::NameTaken { name: name.clone(), by });
+    }
+    for (id, bytes) in after {
+        if before.get(&id) != Some(&bytes) {
+            fields.entry(id).or_default().write(author.actor, author.stamp, bytes);
+        }
+    }
+    Ok(())
+}
+
+/// A volume's birth is what voters fall back on: it is written once.
+fn check_birth(spec: &VolumeSpec, present: Option<&Intent>) -> Result<(), MapError> {
+    let Some(intent) = present else { return Ok(()) };
+    let shown = typed::shown(VolumeSpec::KIND, intent);
+    match VolumeSpec::read(spec.id, &shown) {
+        Ok(old) if old.birth != spec.birth => Err(MapError::BirthFixed { volume: spec.id }),
+        _ => Ok(()),
+    }
+}
+
+fn label_of(key: &RecordKey, intent: &Intent) -> String {
+    let shown = typed::shown(key.kind(), intent);
+    let name = shown.get(&NAME).and_then(|bytes| postcard::from_bytes::<String>(bytes).ok());
+    name.unwrap_or_default()
+}
+
+fn settle(
+    key: &RecordKey,
+    field: FieldId,
+    intent: Option<&mut Intent>,
+    author: &Author<'_>,
+) -> Result<(), MapError> {
+    let unknown = || MapError::Unknown { key: key.clone() };
+    let intent = intent.ok_or_else(unknown)?;
+    let value = typed::shown(key.kind(), intent).remove(&field).ok_or_else(unknown)?;
+    let IntentState::Live(fields) = &mut intent.state else {
+        return Err(MapError::Deleted { key: key.clone() });
+    };
+    let register: &mut Register = fields.entry(field).or_default();
+    if register.siblings().len() > 1 {
+        register.write(author.actor, author.stamp, value);
+    }
+    Ok(())
+}
