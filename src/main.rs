@@ -1,2 +1,7 @@
-//! The `flocker` binary. Everything is in the library.
-fn main() {}
+//! The `flocker` binary. Everything is in the library; this must stay one call.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    flocker::cli::main()
+}

@@ -1,0 +1,319 @@
+//! The control plane on a runtime thread of its own: endpoint, membership, map, leases. Nothing
+//! that moves data or runs services may run here, so that no load delays a heartbeat.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use flocker_base::{Clock, Name, StoreId, TokenId};
+use flocker_gossip::addresses::AddressBookStore;
+use flocker_gossip::control::{Admission, Control, Handler, Kind, Wire};
+use flocker_gossip::identity::NodeIdentity;
+use flocker_gossip::join::{Admitted, Doorkeeper, KnownNode, Roster, TokenSource};
+use flocker_gossip::lease::{self, LeaseConfig, LeaseEvent, Leases};
+use flocker_gossip::map::Map;
+use flocker_gossip::map::sync::{self, PeerView};
+use flocker_gossip::membership::{Liveness, LocalNode, Membership, MembershipConfig, View};
+use flocker_gossip::model::{NodeFacts, NodeSpec, TokenSpec};
+use flocker_quic::{Endpoint, EndpointConfig, Peers};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::home::{Advertised, Home};
+
+/// What the control plane is made from.
+pub(super) struct Setup {
+    pub(super) bind: SocketAddr,
+    pub(super) advertised: Advertised,
+    pub(super) http: Option<SocketAddr>,
+    pub(super) leases: LeaseConfig,
+    pub(super) answers: Arc<dyn Handler>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) seeds: [u64; 2],
+}
+
+/// What the rest of the agent uses of it.
+pub(super) struct ControlPlane {
+    pub(super) wire: Arc<dyn Wire>,
+    pub(super) peers: Peers,
+    pub(super) map: Map,
+    pub(super) leases: Leases,
+    pub(super) lease_events: mpsc::Receiver<LeaseEvent>,
+    pub(super) members: watch::Receiver<Arc<View>>,
+    pub(super) book: AddressBookStore,
+}
+
+/// The thread that it runs on.
+#[derive(Debug)]
+pub(super) struct ControlThread {
+    stop: CancellationToken,
+    /// Says why, when the control plane has ended.
+    pub(super) ended: oneshot::Receiver<Result<()>>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl ControlThread {
+    /// Asks it to end and waits for it. It closes its connections, so peers learn at once.
+    pub(super) async fn stop(self) {
+        self.stop.cancel();
+        let thread = self.thread;
+        let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+        if !matches!(joined, Ok(Ok(()))) {
+            tracing::error!("the control plane's thread panicked");
+        }
+    }
+}
+
+/// Starts it.
+pub(super) async fn start(home: &Home, setup: Setup) -> Result<(ControlPlane, ControlThread)> {
+    let map = Map::open(home.db.database(), home.db.store_id(), Arc::clone(&setup.clock))?;
+    let book = AddressBookStore::open(home.db.database())?;
+    book.learn_all(&home.known)?;
+    let own = setup.advertised;
+    book.learn(home.db.store_id(), &[own.control], &[own.data])?;
+    introduce(home, &map)?;
+    let builder = Builder {
+        node: home.identity.clone(),
+        db: home.db.clone(),
+        name: home.name.clone(),
+        region: home.region.clone(),
+        map,
+        book,
+        setup,
+    };
+    let stop = CancellationToken::new();
+    let (built, ready) = oneshot::channel();
+    let (end, ended) = oneshot::channel();
+    let token = stop.clone();
+    let thread = std::thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || {
+            let outcome = run_thread(builder, built, &token);
+            // Nobody listens any more once the agent itself ends.
+            drop(end.send(outcome));
+        })
+        .context("cannot start the control plane's thread")?;
+    match ready.await {
+        Ok(plane) => Ok((plane, ControlThread { stop, ended, thread })),
+        Err(_gone) => match ended.await {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(())) | Err(_) => Err(anyhow!("the control plane ended before it was up")),
+        },
+    }
+}
+
+/// Puts this node into the map, if it is not there or has changed.
+fn introduce(home: &Home, map: &Map) -> Result<()> {
+    let store = home.db.store_id();
+    let spec =
+        NodeSpec { store, name: home.name.clone(), region: home.region.clone(), removed: false };
+    // What the map already says of this node is not said again. A joiner says the same as the node
+    // that admitted it, and equal values are no conflict.
+    if map.view().node(&store).is_some() {
+        return Ok(());
+    }
+    map.edit(vec![flocker_gossip::map::Edit::PutNode(spec)]).context("cannot record this node")
+}
+
+fn run_thread(
+    builder: Builder,
+    built: oneshot::Sender<ControlPlane>,
+    stop: &CancellationToken,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the control plane's runtime")?;
+    runtime.block_on(async {
+        let (plane, mut work) = builder.build(stop)?;
+        if built.send(plane).is_err() {
+            return Ok(());
+        }
+        let mut outcome = Ok(());
+        while let Some(ended) = work.join_next().await {
+            let ended = ended.map_err(anyhow::Error::from).and_then(|(name, result)| {
+                result.with_context(|| format!("the control plane's {name} failed"))
+            });
+            if let Err(error) = ended {
+                tracing::error!(error = format!("{error:#}"), "the control plane stops");
+                outcome = Err(error);
+                stop.cancel();
+            } else if !stop.is_cancelled() {
+                outcome = Err(anyhow!("a part of the control plane ended by itself"));
+                stop.cancel();
+            }
+        }
+        outcome
+    })
+}
+
+struct Builder {
+    node: NodeIdentity,
+    db: flocker_gossip::store::StateDb,
+    name: Name,
+    region: Name,
+    map: Map,
+    book: AddressBookStore,
+    setup: Setup,
+}
+
+type Work = JoinSet<(&'static str, Result<()>)>;
+
+impl Builder {
+    fn build(self, stop: &CancellationToken) -> Result<(ControlPlane, Work)> {
+        let Self { node, db, name, region, map, book, setup } = self;
+        let identity = node.to_quic();
+        let config = EndpointConfig { admit_joiners: true, ..EndpointConfig::control(setup.bind) };
+        let endpoint = Endpoint::bind(&config, &identity).map_err(super::in_use)?;
+        let cluster = identity.cluster;
+        let mesh = Arc::new(MeshRecords {
+            me: identity.store,
+            advertised: setup.advertised,
+            map: map.clone(),
+            book: book.clone(),
+        });
+        let control = Control::new(endpoint, book.control(), mesh.clone());
+        let wire = control.wire();
+        let facts = NodeFacts {
+            name,
+            region,
+            control: setup.advertised.control,
+            data: setup.advertised.data,
+            http: setup.http,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let local =
+            LocalNode { cluster, incarnation: db.incarnation(), facts, seeds: book.stores() };
+        let (membership, member_handler) = Membership::new(
+            MembershipConfig::default(),
+            local,
+            Arc::clone(&wire),
+            book.clone(),
+            Arc::clone(&setup.clock),
+        )?;
+        let members = membership.view();
+        let peer_view = Arc::new(MemberPeers(members.clone()));
+        let [map_seed, lease_seed] = setup.seeds;
+        let (map_sync, push, pull) =
+            sync::build(map.clone(), Arc::clone(&wire), peer_view, map_seed);
+        let (leases, driver, lease_handler) = lease::start(
+            setup.leases,
+            &db,
+            Arc::clone(&wire),
+            Arc::clone(&setup.clock),
+            lease_seed,
+        )?;
+        let doorkeeper = Doorkeeper::new(node, mesh.clone(), mesh, Arc::clone(&setup.clock));
+        let control = control
+            .handle(Kind::Membership, member_handler)
+            .handle(Kind::MapPush, push)
+            .handle(Kind::MapPull, pull)
+            .handle(Kind::Lease, lease_handler)
+            .handle(Kind::Agent, setup.answers)
+            .joiners(Arc::new(doorkeeper));
+        let peers = control.peers();
+        let lease_events = leases.events();
+        let mut work = JoinSet::new();
+        let token = || stop.clone();
+        let t = token();
+        work.spawn(async move { ("map", map_sync.run(t).await.map_err(Into::into)) });
+        let t = token();
+        work.spawn(async move {
+            driver.run(t).await;
+            ("leases", Ok(()))
+        });
+        let t = token();
+        work.spawn(async move {
+            control.run(t).await;
+            ("endpoint", Ok(()))
+        });
+        spawn_membership(&mut work, membership, map.clone(), stop);
+        let plane = ControlPlane { wire, peers, map, leases, lease_events, members, book };
+        Ok((plane, work))
+    }
+}
+
+fn spawn_membership(work: &mut Work, membership: Membership, map: Map, stop: &CancellationToken) {
+    let (t, m) = (stop.clone(), membership.clone());
+    work.spawn(async move { ("membership", m.run(t).await.map_err(Into::into)) });
+    let t = stop.clone();
+    work.spawn(async move { ("announcer", announce_root(map, membership, t).await) });
+}
+
+/// Announces the map's root whenever it changes, so that peers see who differs.
+async fn announce_root(map: Map, membership: Membership, stop: CancellationToken) -> Result<()> {
+    let mut changes = map.watch();
+    loop {
+        let root = changes.borrow_and_update().root();
+        membership.set_map_root(root)?;
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = changes.changed() => changed.context("the map is gone")?,
+        }
+    }
+}
+
+/// The live peers and their roots, for the map's synchronisation.
+struct MemberPeers(watch::Receiver<Arc<View>>);
+
+impl PeerView for MemberPeers {
+    fn live(&self) -> Vec<(StoreId, Option<[u8; 32]>)> {
+        let view = self.0.borrow();
+        view.nodes
+            .iter()
+            .filter(|(_, m)| m.liveness == Liveness::Live)
+            .map(|(store, m)| (*store, m.map_root))
+            .collect()
+    }
+}
+
+/// The map and the address book as admission and joining see them.
+struct MeshRecords {
+    me: StoreId,
+    advertised: Advertised,
+    map: Map,
+    book: AddressBookStore,
+}
+
+impl Admission for MeshRecords {
+    fn is_removed(&self, store: StoreId) -> bool {
+        self.map.view().node(&store).is_some_and(|n| n.spec.removed)
+    }
+}
+
+impl TokenSource for MeshRecords {
+    fn find(&self, id: TokenId) -> Option<TokenSpec> {
+        self.map.view().token(&id).map(|t| t.spec.clone())
+    }
+}
+
+impl Roster for MeshRecords {
+    fn name_holder(&self, name: &Name) -> Option<StoreId> {
+        let view = self.map.view();
+        view.node_named(name).filter(|n| !n.spec.removed).map(|n| n.spec.store)
+    }
+
+    fn is_removed(&self, store: StoreId) -> bool {
+        Admission::is_removed(self, store)
+    }
+
+    fn known(&self) -> Vec<KnownNode> {
+        let me = KnownNode {
+            store: self.me,
+            control: vec![self.advertised.control],
+            data: vec![self.advertised.data],
+        };
+        let others = self.book.known().into_iter().filter(|n| n.store != self.me);
+        std::iter::once(me).chain(others).collect()
+    }
+
+    fn admit(&self, admitted: &Admitted) -> Result<(), String> {
+        let edit = flocker_gossip::map::Edit::PutNode(admitted.node.clone());
+        self.map.edit(vec![edit]).map_err(|e| e.to_string())?;
+        self.book
+            .learn(admitted.node.store, &[admitted.control], &[admitted.data])
+            .map(drop)
+            .map_err(|e| e.to_string())
+    }
+}

@@ -1,0 +1,354 @@
+//! What the API's requests do. An edit of something that has a master goes to that master; any
+//! other is made here and spreads by itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use flocker_base::{Name, StoreId, TokenId, VolumeId};
+use flocker_gossip::join::Token;
+use flocker_gossip::map::Edit;
+use flocker_gossip::membership::Liveness;
+use flocker_gossip::model::{RouteKey, ServiceSpec, TokenSpec, VolumeSpec};
+use tokio::sync::mpsc;
+
+use super::allocate::Candidate;
+use super::answers::start_move;
+use super::deploy::{self, Existing};
+use super::moving::{Move, ask};
+use super::parts::Parts;
+use super::reports::gather;
+use super::rpc::{Reply, Request};
+use super::status;
+use crate::api::{
+    ApiError, DeployReply, Destination, ErrorCode, ExportRequest, Exported, MoveReport,
+    MoveRequest, Operations, Progress, Removed, ServiceList, Status, TokenCreate, TokenCreated,
+    Version, VolumeList,
+};
+use crate::manifest::Deployment;
+
+/// Time for a master to take in an edit.
+const EDIT_DEADLINE: Duration = Duration::from_secs(5);
+/// Time between two looks at a move that runs on another node.
+const WATCH_EVERY: Duration = Duration::from_millis(50);
+/// Longest life of a token.
+const LONGEST_TOKEN: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long a peer that runs a move may be silent before the watcher gives up on it.
+const WATCH_PATIENCE: u32 = 100;
+
+/// The agent's operations.
+#[derive(Clone, Debug)]
+pub(super) struct AgentOperations {
+    pub(super) parts: Arc<Parts>,
+    /// SHA-256 of the CA's certificate: what a token pins.
+    pub(super) ca_fingerprint: [u8; 32],
+}
+
+#[async_trait]
+impl Operations for AgentOperations {
+    async fn status(&self) -> Result<Status, ApiError> {
+        Ok(status::build(&gather(&self.parts).await))
+    }
+
+    async fn deploy(&self, deployment: Deployment) -> Result<DeployReply, ApiError> {
+        let parts = &self.parts;
+        let existing = existing(parts);
+        let (now, candidates) = (parts.clock.wall(), candidates(parts));
+        let plan = deploy::plan(&deployment, &existing, &candidates, now, || parts.random10())?;
+        for shortfall in &plan.shortfalls {
+            tracing::warn!("{shortfall}");
+        }
+        // Volumes first: a service whose volume is not known would have nowhere to run.
+        let mut here = Vec::new();
+        for volume in plan.volumes {
+            match existing
+                .volumes
+                .contains_key(&volume.name)
+                .then(|| remote_master(parts, volume.id))
+            {
+                Some(Some(master)) => put_there(parts, master, Request::PutVolume(volume)).await?,
+                _ => here.push(Edit::PutVolume(volume)),
+            }
+        }
+        for service in plan.services {
+            let known = existing.services.contains_key(&service.name);
+            match known.then(|| remote_master(parts, service.volume.volume)) {
+                Some(Some(master)) => {
+                    put_there(parts, master, Request::PutService(service)).await?;
+                }
+                _ => here.push(Edit::PutService(service)),
+            }
+        }
+        here.extend(plan.routes.into_iter().map(Edit::PutRoute));
+        if !here.is_empty() {
+            parts.map.edit(here).map_err(|e| ApiError::internal(e.to_string()))?;
+        }
+        parts.wake.notify_one();
+        Ok(DeployReply { changes: plan.changes, warnings: plan.shortfalls })
+    }
+
+    async fn services(&self) -> Result<ServiceList, ApiError> {
+        let mut services = self.status().await?.services;
+        services.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(ServiceList { services })
+    }
+
+    async fn remove_service(&self, service: Name) -> Result<Removed, ApiError> {
+        let parts = &self.parts;
+        let spec = find_service(parts, &service)?;
+        let view = parts.map_view();
+        let keys: Vec<RouteKey> = view
+            .routes()
+            .filter(|r| r.spec.service == spec.id)
+            .map(|r| r.spec.key.clone())
+            .collect();
+        match remote_master(parts, spec.volume.volume) {
+            Some(master) => put_there(parts, master, Request::DeleteService(spec.id)).await?,
+            None => parts
+                .map
+                .edit(vec![Edit::DeleteService(spec.id)])
+                .map_err(|e| ApiError::internal(e.to_string()))?,
+        }
+        let edits = keys.iter().cloned().map(Edit::DeleteRoute).collect::<Vec<_>>();
+        if !edits.is_empty() {
+            parts.map.edit(edits).map_err(|e| ApiError::internal(e.to_string()))?;
+        }
+        parts.wake.notify_one();
+        let routes =
+            keys.into_iter().map(|RouteKey::HttpHost(host)| format!("http://{host}")).collect();
+        let volume_kept = view.volume(&spec.volume.volume).map(|v| v.spec.name.clone());
+        Ok(Removed { service, routes, volume_kept })
+    }
+
+    async fn volumes(&self) -> Result<VolumeList, ApiError> {
+        let mut volumes = self.status().await?.volumes;
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(VolumeList { volumes })
+    }
+
+    async fn move_service(
+        &self,
+        request: MoveRequest,
+        progress: mpsc::Sender<Progress>,
+    ) -> Result<MoveReport, ApiError> {
+        let parts = &self.parts;
+        let spec = find_service(parts, &request.service)?;
+        let master = match remote_master(parts, spec.volume.volume) {
+            Some(master) => master,
+            None => parts.me,
+        };
+        let operation = if master == parts.me {
+            start_move(parts, &request)?
+        } else {
+            match ask(parts, master, &Request::StartMove(request), EDIT_DEADLINE).await? {
+                Reply::Started { operation } => operation,
+                other => return Err(nonsense(&other)),
+            }
+        };
+        watch(parts, master, operation, &progress).await
+    }
+
+    async fn create_token(&self, request: TokenCreate) -> Result<TokenCreated, ApiError> {
+        let life = Duration::from_millis(request.valid_for_ms);
+        if life.is_zero() || life > LONGEST_TOKEN {
+            return Err(ApiError::new(
+                ErrorCode::Usage,
+                "a token lives for a millisecond at least and 30 days at most",
+            ));
+        }
+        let parts = &self.parts;
+        let now = parts.clock.wall();
+        let spec = TokenSpec {
+            id: TokenId::new(now, parts.random10()),
+            secret: parts.random32(),
+            expires: now + life,
+            revoked: false,
+        };
+        let token = Token { id: spec.id, secret: spec.secret, ca: self.ca_fingerprint };
+        parts
+            .map
+            .edit(vec![Edit::PutToken(spec)])
+            .map_err(|e| ApiError::internal(e.to_string()))?;
+        let join = format!("{token}@{}", parts.seeds.join(","));
+        Ok(TokenCreated { join, valid_for_ms: request.valid_for_ms })
+    }
+
+    async fn export(&self, request: ExportRequest) -> Result<Exported, ApiError> {
+        super::export::run(&self.parts, request).await
+    }
+
+    async fn version(&self) -> Version {
+        Version { version: env!("CARGO_PKG_VERSION").to_owned(), node: self.parts.name.clone() }
+    }
+}
+
+/// Follows a move to its end, wherever it runs.
+async fn watch(
+    parts: &Arc<Parts>,
+    master: StoreId,
+    operation: u64,
+    progress: &mpsc::Sender<Progress>,
+) -> Result<MoveReport, ApiError> {
+    let mut from = 0u32;
+    let mut failures = 0;
+    loop {
+        let reply = if master == parts.me {
+            parts.moves.watch(operation, from).ok_or_else(|| ApiError::not_found("no such move"))
+        } else {
+            ask(parts, master, &Request::WatchMove { operation, from }, EDIT_DEADLINE).await
+        };
+        match reply {
+            Ok(Reply::Progress { lines, outcome }) => {
+                failures = 0;
+                from = from.saturating_add(u32::try_from(lines.len()).unwrap_or(u32::MAX));
+                for line in lines {
+                    // A caller that is slow or gone misses lines.
+                    drop(progress.try_send(line));
+                }
+                if let Some(outcome) = outcome {
+                    return outcome;
+                }
+            }
+            Ok(other) => return Err(nonsense(&other)),
+            Err(error) => {
+                failures += 1;
+                if failures >= WATCH_PATIENCE || error.code == ErrorCode::NotFound {
+                    return Err(error);
+                }
+            }
+        }
+        tokio::time::sleep(WATCH_EVERY).await;
+    }
+}
+
+/// Checks a move on the master and says where it leads.
+pub(super) fn resolve_move(parts: &Parts, request: &MoveRequest) -> Result<Move, ApiError> {
+    let service = find_service(parts, &request.service)?;
+    let id = service.volume.volume;
+    let view = parts.map_view();
+    let volume: VolumeSpec = view
+        .volume(&id)
+        .map(|v| v.spec.clone())
+        .ok_or_else(|| ApiError::not_found(format!("the volume of {} is gone", service.name)))?;
+    if parts.holds(id).is_none() {
+        return Err(ApiError::new(
+            ErrorCode::Fenced,
+            format!("{} does not hold volume {} at the moment", parts.name, volume.name),
+        )
+        .hint("see where it is: flocker status"));
+    }
+    let replicas =
+        parts.placement(id).map_or_else(|| volume.birth.replicas.clone(), |p| p.replicas);
+    let target = choose_target(parts, &request.to, &replicas)?;
+    if target == parts.me {
+        return Err(ApiError::new(
+            ErrorCode::CannotPlace,
+            format!("{} is on {} already", service.name, parts.name),
+        )
+        .hint("name another node or region"));
+    }
+    Ok(Move { service, volume, target })
+}
+
+fn choose_target(
+    parts: &Parts,
+    to: &Destination,
+    replicas: &[StoreId],
+) -> Result<StoreId, ApiError> {
+    let names = |stores: &[StoreId]| {
+        let names: Vec<String> = stores.iter().map(|s| parts.name_of(*s).to_string()).collect();
+        names.join(", ")
+    };
+    let holders = format!("copies are on: {}", names(replicas));
+    match to {
+        Destination::Node(name) => {
+            let view = parts.map_view();
+            let node = view.node_named(name).map(|n| n.spec.store).ok_or_else(|| {
+                ApiError::not_found(format!("there is no node {name}")).hint(holders.clone())
+            })?;
+            if !replicas.contains(&node) {
+                return Err(ApiError::new(
+                    ErrorCode::CannotPlace,
+                    format!("node {name} holds no copy of the volume"),
+                )
+                .hint(holders));
+            }
+            if !parts.lives(node) {
+                return Err(ApiError::new(
+                    ErrorCode::CannotPlace,
+                    format!("node {name} does not answer"),
+                )
+                .hint("wait for it, or name another: flocker status"));
+            }
+            Ok(node)
+        }
+        Destination::Region(region) => replicas
+            .iter()
+            .copied()
+            .filter(|s| *s != parts.me && parts.lives(*s))
+            .find(|s| parts.region_of(*s).as_ref() == Some(region))
+            .ok_or_else(|| {
+                ApiError::new(
+                    ErrorCode::CannotPlace,
+                    format!("no other live node of region {region} holds a copy of the volume"),
+                )
+                .hint(holders)
+            }),
+    }
+}
+
+fn find_service(parts: &Parts, name: &Name) -> Result<ServiceSpec, ApiError> {
+    parts.map_view().service_named(name).map(|s| s.spec.clone()).ok_or_else(|| {
+        ApiError::not_found(format!("there is no service {name}"))
+            .hint("list them: flocker service ls")
+    })
+}
+
+/// The volume's master, if it is another node.
+fn remote_master(parts: &Parts, volume: VolumeId) -> Option<StoreId> {
+    if parts.holds(volume).is_some() {
+        return None;
+    }
+    parts.masters.of(volume).map(|(_, store)| store).filter(|s| *s != parts.me)
+}
+
+async fn put_there(parts: &Parts, master: StoreId, request: Request) -> Result<(), ApiError> {
+    match ask(parts, master, &request, EDIT_DEADLINE).await? {
+        Reply::Done => Ok(()),
+        other => Err(nonsense(&other)),
+    }
+}
+
+fn nonsense(reply: &Reply) -> ApiError {
+    ApiError::internal(format!("an answer that makes no sense: {reply:?}"))
+        .hint("are all nodes of one version? flocker status")
+}
+
+fn existing(parts: &Parts) -> Existing {
+    let view = parts.map_view();
+    Existing {
+        volumes: view.volumes().map(|v| (v.spec.name.clone(), v.spec.clone())).collect(),
+        services: view.services().map(|s| (s.spec.name.clone(), s.spec.clone())).collect(),
+        routes: view.routes().map(|r| (r.spec.key.clone(), r.spec.clone())).collect(),
+    }
+}
+
+/// The nodes that may take a volume: those that live, by membership.
+fn candidates(parts: &Parts) -> Vec<Candidate> {
+    let loads: BTreeMap<StoreId, usize> = parts.loads();
+    let load = |store: &StoreId| loads.get(store).copied().unwrap_or(0);
+    let members = parts.members.borrow();
+    let mut all: Vec<Candidate> = members
+        .nodes
+        .iter()
+        .filter(|(store, m)| **store != parts.me && m.liveness == Liveness::Live)
+        .map(|(store, m)| Candidate {
+            store: *store,
+            region: m.facts.region.clone(),
+            load: load(store),
+        })
+        .collect();
+    all.push(Candidate { store: parts.me, region: parts.region.clone(), load: load(&parts.me) });
+    all
+}

@@ -1,0 +1,332 @@
+//! The reconcile loop: looks at each volume, asks [`super::reconcile`] for the next step, has it
+//! run, looks again. One step a volume at a time; steps of different volumes run side by side.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use flocker_base::{BootTime, StoreId, VolumeId};
+use flocker_gossip::lease::{LeaseEvent, LeaseView, VolumeFacts};
+use flocker_gossip::model::{VolumeSpec, VoterConfig};
+use flocker_replicate::Duty;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::executor::{self, StepError};
+use super::parts::{Parts, locked};
+use super::reconcile::{
+    Lease, LocalCopy, Released, RunningInstance, Step, VolumeWorld, next_step, takeover_rank,
+};
+
+/// The longest time between two looks when nothing wakes the loop.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// The first wait after a failed step; it doubles with each further failure.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// The longest wait after a failed step.
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
+
+/// The loop's own state.
+struct Loop {
+    parts: Arc<Parts>,
+    steps: JoinSet<(VolumeId, Result<(), StepError>)>,
+    retries: HashMap<VolumeId, Retry>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Retry {
+    failures: u32,
+    at: BootTime,
+}
+
+/// Runs the loop until told to stop. Steps under way are then abandoned: each is safe to repeat.
+pub(super) async fn run(
+    parts: Arc<Parts>,
+    events: &mut mpsc::Receiver<LeaseEvent>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut state = Loop { parts, steps: JoinSet::new(), retries: HashMap::new() };
+    let wake = Arc::clone(&state.parts.wake);
+    let mut map = state.parts.map.watch();
+    let mut exits = state.parts.engine.exits();
+    loop {
+        state.look().await;
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = wake.notified() => {}
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            changed = map.changed() => changed?,
+            Some(event) = events.recv() => state.hear(&event),
+            Some(done) = state.steps.join_next() => state.finished(done?),
+            exit = exits.recv() => {
+                if let Ok(exit) = exit {
+                    state.parts.ready.forget(exit.service);
+                    tracing::info!(service = %exit.service, how = %exit.how, asked = exit.asked, "a service ended");
+                }
+            }
+        }
+        while let Ok(event) = events.try_recv() {
+            state.hear(&event);
+        }
+        while let Some(done) = state.steps.try_join_next() {
+            state.finished(done?);
+        }
+    }
+}
+
+impl Loop {
+    fn hear(&mut self, event: &LeaseEvent) {
+        if !matches!(event, LeaseEvent::Renewed { .. }) {
+            tracing::info!(?event, "lease");
+        }
+        self.parts.board().hear(event);
+    }
+
+    fn finished(&mut self, (volume, result): (VolumeId, Result<(), StepError>)) {
+        locked(&self.parts.busy).remove(&volume);
+        match result {
+            Ok(()) => {
+                self.retries.remove(&volume);
+            }
+            Err(error) => {
+                let retry = self.retries.entry(volume).or_default();
+                let wait =
+                    FIRST_RETRY.saturating_mul(1 << retry.failures.min(10)).min(LONGEST_RETRY);
+                retry.failures = retry.failures.saturating_add(1);
+                retry.at = self.parts.now() + wait;
+                tracing::warn!(%volume, %error, again_in = ?wait, "a step failed");
+            }
+        }
+    }
+
+    /// Looks at every volume once and starts what is to be done.
+    async fn look(&mut self) {
+        self.parts.refresh_instances().await;
+        let view = self.parts.map_view();
+        let mut duties = Vec::new();
+        let mut seen = BTreeSet::new();
+        for listed in view.volumes() {
+            let spec = &listed.spec;
+            seen.insert(spec.id);
+            self.tell_leases(spec);
+            self.learn_master(spec.id);
+            duties.extend(self.duty(spec));
+            if !locked(&self.parts.busy).contains(&spec.id) {
+                self.start_step(spec);
+            }
+        }
+        self.kill_strays(&seen);
+        self.parts.replicator.set_duties(duties);
+        self.parts.refresh_routes();
+        self.parts.passed.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Tells the lease driver what the map and the disk know. All of it is idempotent.
+    fn tell_leases(&self, spec: &VolumeSpec) {
+        let parts = &self.parts;
+        let placement = parts.placement(spec.id);
+        let config = placement
+            .as_ref()
+            .map_or_else(|| VoterConfig::birth(spec.birth.voters.clone()), |p| p.voters.clone());
+        let lag_limit = spec.policy.lag_limit;
+        parts.leases.observe(VolumeFacts { volume: spec.id, config, lag_limit });
+        if let Some(placement) = &placement {
+            parts.leases.raise_seen(spec.id, placement.epoch);
+        }
+        let holds_copy = copies(spec, placement.as_ref()).contains(&parts.me);
+        match parts.replicator.head(spec.id) {
+            Some((head, taken_at)) => parts.leases.set_local_head(spec.id, head, taken_at),
+            // An empty volume that was just born is a copy too: the only one there is.
+            None if holds_copy && placement.is_none() => parts.leases.set_local_head(
+                spec.id,
+                flocker_base::Head::NONE,
+                flocker_base::WallTime::default(),
+            ),
+            None => {}
+        }
+        let newest = parts.replicator.progress().borrow().get(&spec.id).and_then(|p| {
+            p.replicas.values().filter_map(|r| Some((r.acked?, r.acked_taken_at?))).max()
+        });
+        if let (Some((head, taken_at)), Some(_)) = (newest, parts.holds(spec.id)) {
+            parts.leases.set_replicated(spec.id, head, taken_at);
+        }
+    }
+
+    fn learn_master(&self, volume: VolumeId) {
+        let announced = self.parts.placement(volume).map(|p| (p.epoch, p.holder));
+        // Confirmed at this voter: a quorum granted it that epoch, so every older one is past.
+        let granted = self
+            .parts
+            .lease(volume)
+            .and_then(|l| l.grantee)
+            .filter(|(store, _, confirmed)| *confirmed && self.parts.lives(*store))
+            .map(|(store, epoch, _)| (epoch, store));
+        for (epoch, store) in announced.into_iter().chain(granted) {
+            if self.parts.masters.learn(volume, epoch, store) {
+                self.parts.board().settled(volume);
+            }
+        }
+    }
+
+    /// What this node owes the volume's replicas, if it is its working master.
+    fn duty(&self, spec: &VolumeSpec) -> Option<Duty> {
+        let epoch = self.parts.holds(spec.id)?;
+        if self.parts.promoted.epoch(spec.id) != Some(epoch) {
+            return None;
+        }
+        let placement = self.parts.placement(spec.id);
+        let targets = copies(spec, placement.as_ref())
+            .iter()
+            .copied()
+            .filter(|s| *s != self.parts.me)
+            .collect();
+        let service = self.parts.service_of(spec.id).map(|s| s.id);
+        Some(Duty {
+            volume: spec.id,
+            epoch,
+            interval: spec.policy.snapshot_interval,
+            targets,
+            quiesce: executor::quiesce(&self.parts, service),
+        })
+    }
+
+    fn start_step(&mut self, spec: &VolumeSpec) {
+        let world_parts = Arc::clone(&self.parts);
+        let placement = world_parts.placement(spec.id);
+        let service = world_parts.service_of(spec.id);
+        let retry_at = self.retries.get(&spec.id).map_or(BootTime::ZERO, |r| r.at);
+        let lease = world_parts.lease(spec.id);
+        let world = observe(
+            &world_parts,
+            spec,
+            placement.as_ref(),
+            service.as_ref(),
+            lease.as_ref(),
+            retry_at,
+        );
+        let step = next_step(&world);
+        let fetch = world_parts.board().of(spec.id).behind;
+        match step {
+            Step::Wait(_) => {}
+            Step::Rest => {
+                // A campaign that lacks a fresher copy goes on once it is fetched.
+                if let (Lease::Campaigning, Some((_, from))) = (world.lease, fetch) {
+                    let id = spec.id;
+                    self.spawn(spec.id, move |parts| async move {
+                        executor::fetch(&parts, id, from).await
+                    });
+                }
+            }
+            Step::Campaign { rank, reason } => {
+                tracing::info!(volume = %spec.id, rank, ?reason, "campaigning");
+                world_parts.leases.campaign(spec.id, rank, format!("{reason:?}"));
+            }
+            Step::StandDown => world_parts.leases.stand_down(spec.id),
+            step => {
+                let spec = spec.clone();
+                self.spawn(spec.id, move |parts| async move {
+                    executor::run(&parts, &spec, step).await
+                });
+            }
+        }
+    }
+
+    fn spawn<F, Fut>(&mut self, volume: VolumeId, work: F)
+    where
+        F: FnOnce(Arc<Parts>) -> Fut,
+        Fut: Future<Output = Result<(), StepError>> + Send + 'static,
+    {
+        locked(&self.parts.busy).insert(volume);
+        let work = work(Arc::clone(&self.parts));
+        self.steps.spawn(async move { (volume, work.await) });
+    }
+
+    /// A service whose volume the map no longer has must not run.
+    fn kill_strays(&mut self, known: &BTreeSet<VolumeId>) {
+        let busy = locked(&self.parts.busy).clone();
+        let strays: Vec<_> = locked(&self.parts.instances)
+            .iter()
+            .filter(|i| !known.contains(&i.volume) && !busy.contains(&i.volume))
+            .map(|i| (i.volume, i.service))
+            .collect();
+        for (volume, service) in strays {
+            self.spawn(volume, move |parts| async move { executor::kill(&parts, service).await });
+        }
+    }
+}
+
+fn copies<'a>(
+    spec: &'a VolumeSpec,
+    placement: Option<&'a flocker_gossip::model::Placement>,
+) -> &'a [StoreId] {
+    placement.map_or(&spec.birth.replicas, |p| &p.replicas)
+}
+
+/// Gathers what the decision rests on.
+fn observe<'a>(
+    parts: &Parts,
+    spec: &'a VolumeSpec,
+    placement: Option<&'a flocker_gossip::model::Placement>,
+    service: Option<&'a flocker_gossip::model::ServiceSpec>,
+    lease: Option<&'a LeaseView>,
+    retry_at: BootTime,
+) -> VolumeWorld<'a> {
+    let signals = parts.board().of(spec.id);
+    let last_master = placement.map_or(spec.birth.master, |p| p.holder);
+    let replicas = copies(spec, placement);
+    let home = parts.region_of(last_master);
+    let released = match lease {
+        _ if signals.invited => Released::ToMe,
+        _ if signals.reopened => Released::ToAnyone,
+        Some(l) if l.released => match l.successor {
+            Some(store) if store == parts.me => Released::ToMe,
+            Some(_) => Released::ToAnother,
+            None => Released::ToAnyone,
+        },
+        _ => Released::No,
+    };
+    VolumeWorld {
+        me: parts.me,
+        now: parts.now(),
+        spec,
+        placement,
+        service,
+        lease: match parts.holds(spec.id) {
+            Some(epoch) => Lease::Held { epoch },
+            None if lease.is_some_and(|l| l.campaigning) => Lease::Campaigning,
+            None => Lease::None,
+        },
+        others_epoch: parts.masters.another(spec.id, parts.me),
+        // A voter goes by its own promise, so that the rank, and not who suspected first, says who
+        // asks first. A replica that never voted has membership's word alone.
+        master_silent: match lease {
+            Some(l) if l.grantee.is_some() => l.silent,
+            _ => !parts.lives(last_master),
+        },
+        released,
+        voters: lease.map(|l| &l.config),
+        lone_voter_elsewhere: lease.is_some_and(|l| {
+            l.config.joint.is_none()
+                && l.config.voters.len() == 1
+                && !l.config.voters.contains(&parts.me)
+        }),
+        copy: LocalCopy {
+            has_snapshot: parts.replicator.head(spec.id).is_some(),
+            promoted: parts.promoted.epoch(spec.id),
+        },
+        instance: parts.instance_of(spec.id).map(|i| RunningInstance {
+            epoch: i.epoch,
+            ready: parts.ready.has(i.service, i.epoch),
+            current: service.is_none_or(|s| parts.ready.is_current(s)),
+        }),
+        in_hand: parts.hands.grips(spec.id),
+        retry_at,
+        rank: takeover_rank(
+            parts.me,
+            last_master,
+            replicas,
+            |s| home.is_some() && parts.region_of(s) == home,
+            |s| parts.lives(s),
+        ),
+    }
+}

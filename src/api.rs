@@ -1,0 +1,100 @@
+//! The agent's API: what it answers, over a unix socket, in JSON.
+//!
+//! ```text
+//!   cli ─▶ client ──unix socket──▶ server ─▶ dyn Operations (the agent)
+//!                 └────────── types, error ──────────┘
+//! ```
+//!
+//! The server knows HTTP, limits and deadlines; what a request does is the agent's affair, behind
+//! [`Operations`]. Nothing here may decide about a volume, a service or a lease.
+
+pub mod client;
+pub mod error;
+pub mod export;
+pub mod requests;
+pub mod server;
+pub mod socket;
+pub mod status;
+
+pub use error::{ApiError, ErrorCode};
+pub use export::{ExportRequest, Exported};
+pub use requests::{
+    Change, ChangeKind, ChangedRecord, DeployReply, DeployRequest, Destination, MoveEvent,
+    MoveReport, MoveRequest, Progress, Removed, ServiceList, StepState, TokenCreate, TokenCreated,
+    Version, VolumeList,
+};
+pub use status::{
+    Attention, BranchStatus, ClusterStatus, Liveness, NodeStatus, OperationStatus, ReplicaStatus,
+    RouteStatus, ServiceState, ServiceStatus, Severity, Status, VolumeState, VolumeStatus,
+};
+
+use async_trait::async_trait;
+use flocker_base::Name;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::manifest::Deployment;
+
+/// What the API can be asked to do. The agent implements it; tests use a fake.
+///
+/// The server runs the calls that change something to their end even when the caller goes away,
+/// so an implementation needs no protection of its own against a lost client.
+#[async_trait]
+pub trait Operations: Send + Sync + 'static {
+    /// The mesh as this node sees it. Live peers are asked for what only they know; one that does
+    /// not answer within 150 ms is left out, and the status says so.
+    async fn status(&self) -> Result<Status, ApiError>;
+
+    /// Makes the cluster's services, volumes and routes those of the deployment. What it does not
+    /// name is left alone; the same deployment twice changes nothing.
+    async fn deploy(&self, deployment: Deployment) -> Result<DeployReply, ApiError>;
+
+    /// The services.
+    async fn services(&self) -> Result<ServiceList, ApiError>;
+
+    /// Stops a service and forgets it with its routes. Its volume stays.
+    async fn remove_service(&self, service: Name) -> Result<Removed, ApiError>;
+
+    /// The volumes.
+    async fn volumes(&self) -> Result<VolumeList, ApiError>;
+
+    /// Moves a service with its volume. Each step is sent as progress when it starts and when it
+    /// ends; progress that finds the queue full or closed is to be dropped, never waited for.
+    async fn move_service(
+        &self,
+        request: MoveRequest,
+        progress: mpsc::Sender<Progress>,
+    ) -> Result<MoveReport, ApiError>;
+
+    /// Makes a join token, with the line to run on the next node.
+    async fn create_token(&self, request: TokenCreate) -> Result<TokenCreated, ApiError>;
+
+    /// Writes a snapshot or a branch that this node holds into a new folder.
+    async fn export(&self, request: ExportRequest) -> Result<Exported, ApiError>;
+
+    /// The agent's version.
+    async fn version(&self) -> Version;
+}
+
+/// A JSON document with a schema name and version. Within one version, fields are only added.
+pub trait Schema {
+    /// For example `flocker.status/1`.
+    const SCHEMA: &'static str;
+}
+
+/// A document together with its schema's name, as it is written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Envelope<T> {
+    /// The schema's name.
+    pub schema: String,
+    /// The document.
+    #[serde(flatten)]
+    pub body: T,
+}
+
+impl<T: Schema> Envelope<T> {
+    /// The document in its envelope.
+    pub fn new(body: T) -> Self {
+        Self { schema: T::SCHEMA.to_owned(), body }
+    }
+}

@@ -1,0 +1,327 @@
+//! The arguments, as clap reads them. What they mean is in [`super::commands`] and [`super::up`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use flocker_base::Name;
+
+use super::help;
+use super::style::ColourChoice;
+
+/// A masterless mesh of identical servers. Services run with their volumes, and the volumes
+/// follow them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "flocker",
+    version,
+    max_term_width = 100,
+    propagate_version = false,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    long_about = help::ABOUT,
+    after_long_help = help::top()
+)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(super) struct Global {
+    /// The agent's unix socket.
+    #[arg(
+        long,
+        global = true,
+        env = "FLOCKER_SOCKET",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
+    pub(super) socket: Option<PathBuf>,
+    /// How to print data: table, wide (with ids and addresses) or json.
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        hide_possible_values = true
+    )]
+    pub(super) output: Format,
+    /// The same as `--output json`.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Print names only, and no progress.
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+    /// How long to wait for the agent, such as `30s`. What changes something goes on beyond it.
+    #[arg(long, global = true, value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub(super) timeout: Option<Duration>,
+    /// When to colour: auto, always or never.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "WHEN",
+        hide_possible_values = true
+    )]
+    pub(super) color: ColourChoice,
+    /// Use ASCII symbols only.
+    #[arg(long, global = true, env = "FLOCKER_ASCII", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new())]
+    pub(super) ascii: bool,
+}
+
+impl Global {
+    /// The format, whichever flag asked for it.
+    pub(super) const fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.output }
+    }
+}
+
+/// How data is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For people, with ids and addresses.
+    Wide,
+    /// For programs: one document with its schema's name.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run this machine's agent: make a cluster, join one, or come back to it.
+    #[command(long_about = help::UP, after_long_help = help::up())]
+    Up(Box<Up>),
+    /// Show the mesh as this node sees it.
+    #[command(long_about = help::STATUS, after_long_help = help::status())]
+    Status(Status),
+    /// Make services, volumes and routes what a file says.
+    #[command(long_about = help::deploy_about(), after_long_help = help::deploy())]
+    Deploy(Deploy),
+    /// List and remove services.
+    #[command(subcommand, arg_required_else_help = true)]
+    Service(Service),
+    /// List volumes.
+    #[command(subcommand, arg_required_else_help = true)]
+    Volume(Volume),
+    /// Move a service with its volume to another node, without failing a request.
+    #[command(long_about = help::MOVE, after_long_help = help::relocate())]
+    Move(Move),
+    /// Let new nodes join.
+    #[command(subcommand, arg_required_else_help = true)]
+    Token(Token),
+    /// See it work: three agents on this machine, a move and a failover under load.
+    #[command(long_about = help::DEMO, after_long_help = help::demo())]
+    Demo(Demo),
+    /// Show the version of this program and of the agent.
+    #[command(after_long_help = help::version())]
+    Version,
+    /// The demo's service: counts the lines posted to it. Runs inside the mesh.
+    #[command(hide = true)]
+    Tally,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Up {
+    /// Join the cluster of this token, as `flocker token create` printed it. Other users of this
+    /// machine can see it here; `--join-file` hides it.
+    #[arg(
+        long,
+        env = "FLOCKER_JOIN",
+        hide_env_values = true,
+        value_name = "TOKEN@HOSTS",
+        conflicts_with = "join_file"
+    )]
+    pub(super) join: Option<String>,
+    /// Read the same from a file; `-` is the standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(super) join_file: Option<PathBuf>,
+    /// The node's name [default: the host name].
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<Name>,
+    /// The node's region [default: 'default'].
+    #[arg(long, value_name = "NAME")]
+    pub(super) region: Option<Name>,
+    /// Where all state is kept [default: /var/lib/flocker, or ~/.local/state/flocker].
+    #[arg(long, env = "FLOCKER_STATE_DIR", hide_env_values = true, value_name = "FOLDER")]
+    pub(super) state_dir: Option<PathBuf>,
+    /// The address that the control and data ports are bound on.
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    pub(super) bind: IpAddr,
+    /// The control port, UDP.
+    #[arg(long, value_name = "PORT", default_value_t = 4523)]
+    pub(super) control_port: u16,
+    /// The data port, UDP.
+    #[arg(long, value_name = "PORT", default_value_t = 4524)]
+    pub(super) data_port: u16,
+    /// Where the proxy takes HTTP, or 'none' [default: [::]:80 for root, else 127.0.0.1:8080].
+    #[arg(long, value_name = "IP:PORT|none", value_parser = http)]
+    pub(super) http: Option<Http>,
+    /// The address that peers reach this node at, if it is behind address translation.
+    #[arg(long, value_name = "IP")]
+    pub(super) advertise: Option<IpAddr>,
+    /// Addresses of other nodes, separated by commas.
+    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub(super) seeds: Vec<String>,
+    /// A file of addresses of other nodes, one a line; can be given several times.
+    #[arg(long, value_name = "FILE")]
+    pub(super) seed_file: Vec<PathBuf>,
+    /// What to log: a level, or a filter such as `info,flocker_gossip=debug`.
+    #[arg(
+        long,
+        env = "FLOCKER_LOG",
+        hide_env_values = true,
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    pub(super) log: String,
+    /// How to log.
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(super) log_format: LogFormat,
+    /// End when the process that started this one ends.
+    #[arg(long, hide = true)]
+    pub(super) exit_with_parent: bool,
+}
+
+/// Where HTTP is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Http {
+    Nowhere,
+    At(SocketAddr),
+}
+
+fn http(text: &str) -> Result<Http, String> {
+    if text == "none" {
+        return Ok(Http::Nowhere);
+    }
+    text.parse().map(Http::At).map_err(|_unparsed| {
+        "give an IP address with its port, such as 127.0.0.1:8080 or [::]:80, or 'none'".to_owned()
+    })
+}
+
+/// How the agent logs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    /// Exit with 3 if something needs a person.
+    #[arg(long)]
+    pub(super) check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Deploy {
+    /// The deployment file; `-` is the standard input.
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Service {
+    /// List the services.
+    #[command(visible_alias = "list", long_about = help::SERVICE_LS, after_long_help = help::service_ls())]
+    Ls,
+    /// Stop a service and forget it with its routes. Its volume stays.
+    #[command(visible_alias = "remove", long_about = help::SERVICE_RM, after_long_help = help::service_rm())]
+    Rm(ServiceRm),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ServiceRm {
+    /// The service.
+    #[arg(value_name = "SERVICE")]
+    pub(super) service: Name,
+    /// Do not ask.
+    #[arg(short, long)]
+    pub(super) yes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Volume {
+    /// List the volumes with their copies.
+    #[command(visible_alias = "list", long_about = help::VOLUME_LS, after_long_help = help::volume_ls())]
+    Ls,
+    /// Write a volume's newest snapshot, or a branch, into a new folder.
+    #[command(long_about = help::VOLUME_EXPORT, after_long_help = help::volume_export())]
+    Export(VolumeExport),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VolumeExport {
+    /// The volume.
+    #[arg(value_name = "VOLUME")]
+    pub(super) volume: Name,
+    /// The branch; without it, the newest snapshot.
+    #[arg(long, value_name = "BRANCH")]
+    pub(super) branch: Option<String>,
+    /// The folder to make.
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) to: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("destination").required(true).args(["to", "region"])))]
+pub(super) struct Move {
+    /// The service.
+    #[arg(value_name = "SERVICE")]
+    pub(super) service: Name,
+    /// The node that it is to go to.
+    #[arg(long, value_name = "NODE")]
+    pub(super) to: Option<Name>,
+    /// The region that it is to go to: the best node there is taken.
+    #[arg(long, value_name = "REGION")]
+    pub(super) region: Option<Name>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Token {
+    /// Make a join token and print the command to run on a new node.
+    #[command(long_about = help::TOKEN_CREATE, after_long_help = help::token_create())]
+    Create(TokenCreate),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TokenCreate {
+    /// How long it is good for, from `1m` to `30d`.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = token_life)]
+    pub(super) expires: Duration,
+}
+
+fn token_life(text: &str) -> Result<Duration, String> {
+    let range = Duration::from_secs(60)..=Duration::from_secs(30 * 86_400);
+    match humantime::parse_duration(text) {
+        Ok(span) if range.contains(&span) => Ok(span),
+        Ok(_) => Err("a token lives from 1m to 30d".to_owned()),
+        Err(error) => Err(format!("{error}; give a time such as 1h")),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Demo {
+    /// Exit after the show instead of going on until Ctrl-C; not 0 if something did not hold.
+    #[arg(long)]
+    pub(super) once: bool,
+    /// The folder for everything; has to be empty [default: a temporary one, removed at the end].
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) dir: Option<PathBuf>,
+    /// Seed of all that is random in the demo.
+    #[arg(long, value_name = "NUMBER")]
+    pub(super) seed: Option<u64>,
+}

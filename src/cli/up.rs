@@ -1,0 +1,149 @@
+//! `flocker up`: from arguments to the agent's options. Says no before anything is made.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use tracing_subscriber::EnvFilter;
+
+use super::args::{self, Http, LogFormat};
+use super::commands::Context;
+use super::options::UpOptions;
+use super::{failure, place};
+use crate::api::{ApiError, ErrorCode};
+
+/// Largest seed or join file.
+const MAX_FILE: u64 = 1024 * 1024;
+/// Most seeds.
+const MAX_SEEDS: usize = 1024;
+
+/// The options, with every default filled in.
+pub(super) fn options(context: &Context, args: args::Up) -> Result<UpOptions, ApiError> {
+    if args.control_port == args.data_port && args.control_port != 0 {
+        let what = format!("the control and the data port are both {}", args.data_port);
+        return Err(ApiError::new(ErrorCode::Usage, what)
+            .hint("give --control-port and --data-port different numbers"));
+    }
+    let join = match &args.join_file {
+        Some(path) => Some(read(path, "the join file")?.trim().to_owned()),
+        None => args.join,
+    };
+    if let Some(join) = &join {
+        check_join(join)?;
+    }
+    let mut seeds = args.seeds;
+    for path in &args.seed_file {
+        let text = read(path, "the seed file")?;
+        let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+        seeds.extend(lines.filter(|line| !line.is_empty()).map(str::to_owned));
+    }
+    check_seeds(&seeds)?;
+    let default_name = place::node_name()
+        .map_err(|error| ApiError::new(ErrorCode::Usage, error.to_string()).hint("give --name"))?;
+    Ok(UpOptions {
+        join,
+        name: args.name,
+        default_name,
+        region: args.region,
+        state_dir: args.state_dir.unwrap_or_else(place::state_dir),
+        socket: context.socket(),
+        bind: args.bind,
+        control_port: args.control_port,
+        data_port: args.data_port,
+        http: http(args.http),
+        advertise: args.advertise,
+        seeds,
+        exit_with_parent: args.exit_with_parent,
+        style: context.style(),
+    })
+}
+
+fn http(given: Option<Http>) -> Option<SocketAddr> {
+    match given {
+        Some(Http::Nowhere) => None,
+        Some(Http::At(address)) => Some(address),
+        None if place::is_root() => Some((IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80).into()),
+        None => Some((IpAddr::V4(Ipv4Addr::LOCALHOST), 8080).into()),
+    }
+}
+
+/// The form alone; what the token says is the agent's affair. The token itself is never shown.
+fn check_join(join: &str) -> Result<(), ApiError> {
+    let good = join.split_once('@').is_some_and(|(token, hosts)| {
+        !token.is_empty() && !hosts.is_empty() && !join.contains(char::is_whitespace)
+    });
+    if good {
+        return Ok(());
+    }
+    Err(ApiError::new(ErrorCode::Usage, "the join string has not the form TOKEN@HOST[:PORT],...")
+        .hint("copy the whole line that 'flocker token create' printed"))
+}
+
+fn check_seeds(seeds: &[String]) -> Result<(), ApiError> {
+    if seeds.len() > MAX_SEEDS {
+        let what = format!("{} seeds are too many", seeds.len());
+        return Err(ApiError::new(ErrorCode::Usage, what)
+            .hint(format!("a few are enough, {MAX_SEEDS} the most")));
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".-_:[]%".contains(c);
+    match seeds.iter().find(|seed| seed.is_empty() || !seed.chars().all(plain)) {
+        None => Ok(()),
+        Some(seed) => {
+            let shown: String = seed.chars().take(80).collect();
+            Err(ApiError::new(ErrorCode::Usage, format!("the seed '{shown}' is no address"))
+                .hint("write it as HOST, HOST:PORT or [IPV6]:PORT"))
+        }
+    }
+}
+
+fn read(path: &Path, what: &str) -> Result<String, ApiError> {
+    let mut text = String::new();
+    let outcome = if path == Path::new("-") {
+        io::stdin().lock().take(MAX_FILE).read_to_string(&mut text)
+    } else {
+        File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text))
+    };
+    outcome.map(|_| text).map_err(|error| {
+        failure::of_io(format!("can't read {what} {}: {error}", path.display()), &error)
+    })
+}
+
+/// Logs to the standard error.
+pub(super) fn log(filter: &str, format: LogFormat, colour: bool) -> Result<(), ApiError> {
+    let filter = EnvFilter::builder().parse(filter).map_err(|error| {
+        ApiError::new(ErrorCode::Usage, format!("the log filter is not understood: {error}"))
+            .hint("give a level such as 'info', or 'info,flocker_gossip=debug'")
+    })?;
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(io::stderr);
+    let outcome = match format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    outcome.map_err(|error| ApiError::internal(format!("can't log: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn join_strings_and_seeds_are_checked_by_their_form() {
+        check_join("flk1-abc@10.0.0.1,[::1]:4523").expect("good");
+        for bad in ["flk1-abc", "@host", "flk1-abc@", "flk1-abc@a b"] {
+            let error = check_join(bad).expect_err(bad);
+            assert!(!error.to_string().contains("abc"), "a token is never shown");
+        }
+        check_seeds(&["a:1".to_owned(), "[::1]:4523".to_owned()]).expect("good");
+        assert!(check_seeds(&[String::new()]).is_err());
+        assert!(check_seeds(&["a b".to_owned()]).is_err());
+        assert!(check_seeds(&vec!["a".to_owned(); MAX_SEEDS + 1]).is_err());
+    }
+
+    #[test]
+    fn http_has_a_place_unless_told_otherwise() {
+        assert_eq!(http(Some(Http::Nowhere)), None);
+        assert!(http(None).is_some());
+    }
+}
