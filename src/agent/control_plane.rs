@@ -18,7 +18,7 @@ use flocker_gossip::model::{NodeFacts, NodeSpec, TokenSpec};
 use flocker_quic::{Endpoint, EndpointConfig, Peers};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::home::{Advertised, Home};
 
@@ -223,20 +223,32 @@ impl Builder {
             driver.run(t).await;
             ("leases", Ok(()))
         });
-        let t = token();
+        // The endpoint ends after membership, which says goodbye over it.
+        let t = CancellationToken::new();
+        let endpoint = t.clone().drop_guard();
         work.spawn(async move {
             control.run(t).await;
             ("endpoint", Ok(()))
         });
-        spawn_membership(&mut work, membership, map.clone(), stop);
+        spawn_membership(&mut work, membership, map.clone(), stop, endpoint);
         let plane = ControlPlane { wire, peers, map, leases, lease_events, members, book };
         Ok((plane, work))
     }
 }
 
-fn spawn_membership(work: &mut Work, membership: Membership, map: Map, stop: &CancellationToken) {
+fn spawn_membership(
+    work: &mut Work,
+    membership: Membership,
+    map: Map,
+    stop: &CancellationToken,
+    endpoint: DropGuard,
+) {
     let (t, m) = (stop.clone(), membership.clone());
-    work.spawn(async move { ("membership", m.run(t).await.map_err(Into::into)) });
+    work.spawn(async move {
+        let result = m.run(t).await.map_err(Into::into);
+        drop(endpoint);
+        ("membership", result)
+    });
     let t = stop.clone();
     work.spawn(async move { ("announcer", announce_root(map, membership, t).await) });
 }

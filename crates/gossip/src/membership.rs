@@ -19,18 +19,19 @@
 
 mod chat_id;
 mod config;
+mod event;
 mod facts;
 mod guard;
 mod roll;
 mod transport;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chitchat::{ChitchatConfig, ChitchatHandle, FailureDetectorConfig, spawn_chitchat};
 use flocker_base::{BootTime, Clock, ClusterId, Incarnation, StoreId};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +43,7 @@ use crate::join::KnownNode;
 use crate::model::NodeFacts;
 
 pub use self::config::MembershipConfig;
+pub use self::event::{Event, EventKind};
 pub use self::guard::{MAX_KEY_BYTES, MAX_KEYS, MAX_STATE_BYTES, MAX_STATES, MAX_VALUE_BYTES};
 
 #[cfg(test)]
@@ -59,6 +61,18 @@ const ENDING: Duration = Duration::from_secs(2);
 /// Keys of this module's own in a node's state; [`Membership::set`] refuses them.
 const KEY_FACTS: &str = "f";
 const KEY_ROOT: &str = "m";
+/// Set by a node that stops because it was asked to.
+const KEY_LEFT: &str = "x";
+
+/// The most events that wait for a listener; one that is slower misses the oldest.
+const MAX_EVENTS: usize = 1024;
+
+/// How many peers a node that stops tells so itself, and how long it gives them to ask.
+const FAREWELLS: usize = 8;
+const FAREWELL: Duration = Duration::from_millis(300);
+
+/// Runs of nodes that a watch other than chitchat's own suspects, by store and incarnation.
+pub type Suspicions = BTreeSet<(StoreId, Incarnation)>;
 
 /// This node, as membership announces it.
 #[derive(Clone, Debug)]
@@ -102,8 +116,10 @@ pub struct Member {
 pub enum Liveness {
     /// Its heartbeats arrive.
     Live,
-    /// They do not, or not yet twice.
+    /// They do not, or not yet twice, or the watch suspects it: see [`Membership::suspect`].
     Suspected,
+    /// It said that it stops.
+    Left,
 }
 
 /// Why membership could not start or go on.
@@ -184,6 +200,8 @@ struct Inner {
     inlet: Arc<Inlet>,
     announced: Mutex<BTreeMap<String, String>>,
     announcement: Notify,
+    suspicions: watch::Sender<Suspicions>,
+    events: broadcast::Sender<Event>,
     view: watch::Sender<Arc<View>>,
     runs: tokio::sync::Mutex<u16>,
 }
@@ -234,6 +252,8 @@ impl Membership {
             inlet: Arc::clone(&inlet),
             announced: Mutex::new(announced),
             announcement: Notify::new(),
+            suspicions: watch::Sender::default(),
+            events: broadcast::Sender::new(MAX_EVENTS),
             view: watch::Sender::new(Arc::new(View { nodes: [(me, own)].into() })),
             runs: tokio::sync::Mutex::new(0),
         };
@@ -244,6 +264,24 @@ impl Membership {
     #[must_use]
     pub fn view(&self) -> watch::Receiver<Arc<View>> {
         self.inner.view.subscribe()
+    }
+
+    /// What happens to nodes from now on. A receiver that lags behind is told how many events it
+    /// missed: the view has what counts.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.inner.events.subscribe()
+    }
+
+    /// Says which runs of nodes a watch suspects, in place of what it said before. A node is live
+    /// in the view if its heartbeats arrive and its run is not among these; the view and the
+    /// events follow at once.
+    pub fn suspect(&self, suspected: Suspicions) {
+        self.inner.suspicions.send_if_modified(|before| {
+            let changed = *before != suspected;
+            *before = suspected;
+            changed
+        });
     }
 
     /// Announces the root of this node's placement map.
@@ -350,11 +388,15 @@ impl Inner {
         let mut reaching = interval(self.config.reconnect_interval);
         reaching.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last_reached = None;
+        let mut suspicions = self.suspicions.subscribe();
         let ended = chat.termination_watcher();
         tokio::pin!(ended);
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => {
+                    self.bid_farewell(chat).await;
+                    return Ok(());
+                }
                 end = &mut ended => {
                     let why = end.map_or_else(|e| format!("{e:#}"), |()| "without a word".into());
                     return Err(MembershipError::Ended(why));
@@ -368,6 +410,7 @@ impl Inner {
                     }
                 }
                 _ = reading.tick() => self.read(chat, &mut roll).await?,
+                Ok(()) = suspicions.changed() => self.read(chat, &mut roll).await?,
                 _ = reaching.tick() => {
                     last_reached = roll.next_missing(&self.book.stores(), last_reached);
                     if let Some(store) = last_reached
@@ -399,7 +442,8 @@ impl Inner {
             });
             let sightings: Vec<_> = sightings.collect();
             let held: Vec<_> = sightings.iter().map(|s| (s.store, s.generation)).collect();
-            (held, roll.update(now, &sightings))
+            let suspected = self.suspicions.borrow();
+            (held, roll.update(now, &sightings, &suspected))
         };
         if let Some(states) = roll.alarm(now, held.len()) {
             tracing::warn!(
@@ -417,7 +461,31 @@ impl Inner {
         if let Some(view) = changes.view {
             self.view.send_replace(view);
         }
+        for event in changes.events {
+            // Nobody need listen.
+            let _ = self.events.send(event);
+        }
         Ok(())
+    }
+
+    /// Says that this node stops, to a few peers at once; the others learn it from them.
+    async fn bid_farewell(&self, chat: &ChitchatHandle) {
+        let peers: Vec<_> = {
+            let chitchat = chat.chitchat();
+            let mut chitchat = chitchat.lock().await;
+            chitchat.self_node_state().set(KEY_LEFT, "");
+            let me = chat_id::address(self.me);
+            let live = chitchat.live_nodes().map(|id| id.gossip_advertise_addr);
+            live.filter(|address| *address != me).collect()
+        };
+        if peers.is_empty() {
+            return;
+        }
+        for peer in peers.into_iter().take(FAREWELLS) {
+            // Gossip that has ended by itself can't tell anyone.
+            let _ = chat.gossip(peer);
+        }
+        tokio::time::sleep(FAREWELL).await;
     }
 
     /// Writes addresses to the book, on a thread where that may block.

@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use flocker_base::{BootTime, StoreId};
 
+use super::event::{Event, Told};
 use super::guard::StateId;
-use super::{ALARM_STATES, KEY_FACTS, KEY_ROOT, Liveness, Member, View, chat_id, facts};
+use super::{
+    ALARM_STATES, KEY_FACTS, KEY_LEFT, KEY_ROOT, Liveness, Member, Suspicions, View, chat_id, facts,
+};
 use crate::join::KnownNode;
 
 #[cfg(test)]
@@ -40,6 +43,8 @@ pub(super) struct Changes {
     pub(super) view: Option<Arc<View>>,
     /// Nodes whose addresses are new or have changed.
     pub(super) reached: Vec<KnownNode>,
+    /// What happened to nodes, in order.
+    pub(super) events: Vec<Event>,
 }
 
 /// The roll of members.
@@ -59,13 +64,18 @@ struct Entry {
     generation: u64,
     version: u64,
     member: Member,
+    told: Told,
+    /// Whether this run said that it stops.
+    left: bool,
 }
 
 impl Roll {
     /// A roll with this node alone on it, as the view says of it.
     pub(super) fn new(me: StoreId, generation: u64, mut view: View) -> Self {
         let own = view.nodes.remove(&me);
-        let entry = own.map(|member| (me, Entry { generation, version: 0, member }));
+        let entry = own.map(|member| {
+            (me, Entry { generation, version: 0, member, told: Told::default(), left: false })
+        });
         Self {
             me,
             generation,
@@ -76,8 +86,14 @@ impl Roll {
         }
     }
 
-    /// Takes a whole reading of chitchat's states.
-    pub(super) fn update(&mut self, now: BootTime, sightings: &[Sighting<'_>]) -> Changes {
+    /// Takes a whole reading of chitchat's states, and what the watch suspects: a node is live
+    /// that chitchat counts as live and the watch does not suspect.
+    pub(super) fn update(
+        &mut self,
+        now: BootTime,
+        sightings: &[Sighting<'_>],
+        suspected: &Suspicions,
+    ) -> Changes {
         self.unreadable.retain(|id| sightings.iter().any(|s| (s.store, s.generation) == *id));
         let mut changes = Changes::default();
         let mut changed = false;
@@ -93,7 +109,8 @@ impl Roll {
             runs.sort_unstable_by_key(|run| std::cmp::Reverse(run.generation));
             // An earlier run that still counts as live is a node that has just restarted.
             let live = runs.iter().any(|run| run.live);
-            changed |= self.update_store(now, store, live, &runs, &mut changes.reached);
+            changed |= self.update_facts(now, store, live, &runs, &mut changes.reached);
+            changed |= self.update_liveness(now, store, live, suspected, &mut changes.events);
         }
         let present: BTreeSet<StoreId> = sightings.iter().map(|s| s.store).collect();
         let before = self.members.len();
@@ -127,14 +144,14 @@ impl Roll {
                 && self
                     .members
                     .get(store)
-                    .is_none_or(|entry| entry.member.liveness == Liveness::Suspected)
+                    .is_none_or(|entry| entry.member.liveness != Liveness::Live)
         };
         let mut later = stores.iter().filter(|store| after.is_none_or(|last| **store > last));
         later.find(missing).or_else(|| stores.iter().find(missing)).copied()
     }
 
     /// Takes the runs of one store, the newest first: the newest whose facts have arrived counts.
-    fn update_store(
+    fn update_facts(
         &mut self,
         now: BootTime,
         store: StoreId,
@@ -142,7 +159,6 @@ impl Roll {
         runs: &[&Sighting<'_>],
         reached: &mut Vec<KnownNode>,
     ) -> bool {
-        let liveness = if live { Liveness::Live } else { Liveness::Suspected };
         let mut changed = false;
         for run in runs {
             let same = |e: &Entry| (e.generation, e.version) == (run.generation, run.version);
@@ -150,6 +166,7 @@ impl Roll {
                 break;
             }
             let known = self.members.get(&store).cloned();
+            let liveness = if live { Liveness::Live } else { Liveness::Suspected };
             let Some(mut member) = self.read(now, liveness, run) else { continue };
             let addresses = |m: &Member| (m.facts.control, m.facts.data);
             if let Some(known) = &known {
@@ -163,21 +180,42 @@ impl Roll {
                 reached.push(KnownNode { store, control: vec![control], data: vec![data] });
             }
             changed |= known.as_ref().map(|e| &e.member) != Some(&member);
-            let entry = Entry { generation: run.generation, version: run.version, member };
+            let told = known.map(|e| e.told).unwrap_or_default();
+            let left = run.value(KEY_LEFT).is_some();
+            let entry =
+                Entry { generation: run.generation, version: run.version, member, told, left };
             self.members.insert(store, entry);
             break;
         }
-        if let Some(entry) = self.members.get_mut(&store)
-            && entry.member.liveness != liveness
-        {
+        changed
+    }
+
+    /// Judges whether a node is alive, and says what that is news of.
+    fn update_liveness(
+        &mut self,
+        now: BootTime,
+        store: StoreId,
+        live: bool,
+        suspected: &Suspicions,
+        events: &mut Vec<Event>,
+    ) -> bool {
+        let Some(entry) = self.members.get_mut(&store) else { return false };
+        let watched = suspected.contains(&(store, entry.member.incarnation));
+        let liveness = match (entry.left, live && !watched) {
+            (true, _) => Liveness::Left,
+            (false, true) => Liveness::Live,
+            (false, false) => Liveness::Suspected,
+        };
+        let changed = entry.member.liveness != liveness;
+        if changed {
             entry.member.liveness = liveness;
             entry.member.since = now;
-            changed = true;
-            let name = &entry.member.facts.name;
-            match liveness {
-                Liveness::Live => tracing::info!(%store, %name, "a node is alive"),
-                Liveness::Suspected => tracing::warn!(%store, %name, "a node is suspected"),
-            }
+        }
+        if store != self.me
+            && let Some(event) = entry.told.next(store, &entry.member)
+        {
+            event.log();
+            events.push(event);
         }
         changed
     }
@@ -194,7 +232,8 @@ impl Roll {
             }
             return None;
         };
-        let others = run.values.iter().filter(|(key, _)| *key != KEY_FACTS && *key != KEY_ROOT);
+        let own = [KEY_FACTS, KEY_ROOT, KEY_LEFT];
+        let others = run.values.iter().filter(|(key, _)| !own.contains(key));
         Some(Member {
             facts,
             liveness,

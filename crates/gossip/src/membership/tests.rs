@@ -255,6 +255,43 @@ async fn a_restart_with_a_higher_incarnation_takes_the_place_of_the_old() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_stops_as_asked_has_left_at_once_and_is_never_suspected() {
+    let mut mesh = Mesh::new();
+    let nodes = mesh.start_all(4);
+    mesh.settled(&nodes).await;
+    let mut events = nodes[0].membership.events();
+    nodes[3].shutdown.cancel();
+    let took =
+        nodes[0].wait("left", 5, |view| liveness_of(view, &nodes[3]) == Some(Liveness::Left)).await;
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let told: Vec<_> = std::iter::from_fn(|| events.try_recv().ok()).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((told[0].kind, told[0].store), (EventKind::Left, store(4)));
+    mesh.start(4, 2, &[1], Mesh::book());
+    nodes[0].wait("back", 10, |v| liveness_of(v, &nodes[3]) == Some(Liveness::Live)).await;
+    assert_eq!(events.try_recv().map(|e| e.kind), Ok(EventKind::Restarted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_watch_suspects_is_suspected_at_once_until_it_takes_it_back() {
+    let mut mesh = Mesh::new();
+    let nodes = mesh.start_all(3);
+    mesh.settled(&nodes).await;
+    let mut events = nodes[0].membership.events();
+    nodes[0].membership.suspect([(store(2), Incarnation(1)), (store(3), Incarnation(7))].into());
+    let took = nodes[0]
+        .wait("suspected", 1, |v| liveness_of(v, &nodes[1]) == Some(Liveness::Suspected))
+        .await;
+    assert!(took < Duration::from_millis(10), "{took:?}");
+    assert_eq!(nodes[0].sees(&nodes[2]).expect("seen").liveness, Liveness::Live, "another run");
+    nodes[0].membership.suspect(Suspicions::new());
+    nodes[0].wait("live", 1, |v| liveness_of(v, &nodes[1]) == Some(Liveness::Live)).await;
+    let told: Vec<_> = std::iter::from_fn(|| events.try_recv().ok()).map(|e| e.kind).collect();
+    assert_eq!(told, [EventKind::Suspected, EventKind::Returned]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_finds_the_mesh_by_its_book_alone_and_after_all_forgot_it() {
     let mut mesh = Mesh::new();
     let nodes = mesh.start_all(3);
@@ -356,7 +393,7 @@ async fn what_is_too_large_or_reserved_cannot_be_announced() {
     assert!(matches!(total, Err(ValueError::Total { .. })), "{total:?}");
     assert_eq!(membership.set("one", "small again"), Ok(()));
     assert_eq!(membership.set("two", "x".repeat(MAX_VALUE_BYTES)), Ok(()));
-    for key in ["f", "m", "", "UP", "a b", "waytoolongforakey"] {
+    for key in ["f", "m", "x", "", "UP", "a b", "waytoolongforakey"] {
         assert!(matches!(membership.set(key, ""), Err(ValueError::Key(_))), "{key}");
     }
     for n in 3..MAX_KEYS {
