@@ -362,6 +362,7 @@ impl NodeIdentity {
             store: self.store,
             ca_der: self.authority.cert_der.clone(),
             cert_der: self.cert_der.clone(),
+            intermediates: Vec::new(),
             key_der: self.key_der.clone(),
         }
     }

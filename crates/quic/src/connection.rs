@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use flocker_base::StoreId;
 use quinn::VarInt;
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::error::QuicError;
@@ -56,6 +57,12 @@ struct OpenStreams {
     token: Arc<()>,
 }
 
+/// The certificate that the other side showed for itself.
+pub(crate) fn leaf(quic: &quinn::Connection) -> Option<CertificateDer<'static>> {
+    let chain = quic.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    chain.first().cloned()
+}
+
 impl Connection {
     pub(crate) fn new(quic: quinn::Connection, peer: StoreId, dialled: bool) -> Self {
         Self { quic, peer, dialled, open: Arc::default() }
@@ -65,6 +72,12 @@ impl Connection {
     #[must_use]
     pub const fn peer(&self) -> StoreId {
         self.peer
+    }
+
+    /// The certificate that the other side showed when the connection began, DER.
+    #[must_use]
+    pub fn peer_certificate(&self) -> Option<Vec<u8>> {
+        leaf(&self.quic).map(|leaf| leaf.to_vec())
     }
 
     /// Whether this node dialled it.

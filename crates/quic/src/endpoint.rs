@@ -2,20 +2,19 @@
 //! the other side's certificate has been checked, and never says yes to anyone else.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use flocker_base::{Clock, StoreId, SystemClock};
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig};
 use quinn::{ClientConfig, Incoming, ServerConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
-use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 
 use crate::config::{EndpointConfig, Purpose};
-use crate::connection::{CloseCode, Connection, canonical};
+use crate::connection::{CloseCode, Connection, canonical, leaf};
 use crate::error::{DialFailure, QuicError};
 use crate::handshakes::Handshakes;
 use crate::identity::{Identity, server_name, store_of_certificate};
@@ -38,7 +37,12 @@ struct Inner {
     local_addr: SocketAddr,
     store: StoreId,
     config: EndpointConfig,
-    client: ClientConfig,
+    /// Checks certificates against the wall.
+    clock: Arc<dyn Clock>,
+    /// What the next dial shows: changed when the certificate is.
+    client: RwLock<ClientConfig>,
+    /// The same for dials to whoever is there.
+    seeker: RwLock<ClientConfig>,
     runtime: Handle,
     admission: Arc<Door>,
     handshakes: Mutex<Handshakes<Accepted>>,
@@ -70,27 +74,26 @@ impl Endpoint {
     /// [`QuicError::Config`], [`QuicError::Identity`], [`QuicError::PortTaken`] or
     /// [`QuicError::Socket`].
     pub fn bind(config: &EndpointConfig, identity: &Identity) -> Result<Self, QuicError> {
+        Self::bind_with_clock(config, identity, Arc::new(SystemClock))
+    }
+
+    /// [`Self::bind`], with certificates' dates judged by this clock's wall time.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub fn bind_with_clock(
+        config: &EndpointConfig,
+        identity: &Identity,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, QuicError> {
         config.validate()?;
-        let named = store_of_certificate(&identity.cert_der);
-        if named != Some(identity.store) {
-            return Err(QuicError::Identity(format!(
-                "its certificate names {} and not store {}",
-                named.map_or_else(|| "no store".to_owned(), |s| format!("store {s}")),
-                identity.store
-            )));
-        }
+        names_its_store(identity)?;
         let runtime = Handle::try_current().map_err(|_none| QuicError::NoRuntime)?;
         let failed = |action| {
             let at = config.bind;
             move |source| QuicError::Socket { action, at, source: Arc::new(source) }
         };
-        let mut server =
-            ServerConfig::with_crypto(tls::server(identity, config.purpose, config.admit_joiners)?);
-        server
-            .transport_config(config.transport(true)?)
-            .max_incoming(config.max_handshakes.saturating_mul(4))
-            .incoming_buffer_size(32 << 10)
-            .incoming_buffer_size_total(16 << 20);
+        let server = server_side(config, identity, &clock)?;
         let socket = socket::bind(config.bind, config.socket_buffer)?;
         let quic = quinn::Endpoint::new(
             protocol(config, identity)?,
@@ -100,9 +103,8 @@ impl Endpoint {
         )
         .map_err(failed("run a QUIC endpoint on"))?;
         let local_addr = quic.local_addr().map_err(failed("read the address of"))?;
-        let crypto: Arc<QuicClientConfig> = tls::client(identity, config.purpose)?;
-        let mut client = ClientConfig::new(crypto);
-        client.transport_config(config.transport(false)?);
+        let client = client_side(config, tls::client(identity, config.purpose, &clock)?)?;
+        let seeker = client_side(config, tls::seeker(identity, config.purpose, &clock)?)?;
         let admission = Arc::new(Door {
             store: identity.store,
             config: config.clone(),
@@ -114,7 +116,9 @@ impl Endpoint {
                 local_addr,
                 store: identity.store,
                 config: config.clone(),
-                client,
+                clock,
+                client: RwLock::new(client),
+                seeker: RwLock::new(seeker),
                 runtime,
                 admission,
                 handshakes: Mutex::new(Handshakes::new()),
@@ -132,6 +136,31 @@ impl Endpoint {
     #[must_use]
     pub fn store(&self) -> StoreId {
         self.inner.store
+    }
+
+    /// Shows this identity from now on: to whoever begins a handshake, and when dialling. The
+    /// connections that there are go on. It must be of the same store; what is trusted may change
+    /// with it.
+    ///
+    /// # Errors
+    /// [`QuicError::Identity`]; the identity shown before is then still shown.
+    pub fn show(&self, identity: &Identity) -> Result<(), QuicError> {
+        let inner = &*self.inner;
+        if identity.store != inner.store {
+            return Err(QuicError::Identity(format!(
+                "it is of store {} and this node is store {}",
+                identity.store, inner.store
+            )));
+        }
+        names_its_store(identity)?;
+        let server = server_side(&inner.config, identity, &inner.clock)?;
+        let (config, clock) = (&inner.config, &inner.clock);
+        let client = client_side(config, tls::client(identity, config.purpose, clock)?)?;
+        let seeker = client_side(config, tls::seeker(identity, config.purpose, clock)?)?;
+        inner.quic.set_server_config(Some(server));
+        *inner.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+        *inner.seeker.write().unwrap_or_else(PoisonError::into_inner) = seeker;
+        Ok(())
     }
 
     pub(crate) fn config(&self) -> &EndpointConfig {
@@ -158,10 +187,11 @@ impl Endpoint {
             return Err(QuicError::Itself { to });
         }
         let failed = |reason| QuicError::Dial { to, at, reason };
+        let client = self.inner.client.read().unwrap_or_else(PoisonError::into_inner).clone();
         let connecting = self
             .inner
             .quic
-            .connect_with(self.inner.client.clone(), at, &server_name(to))
+            .connect_with(client, at, &server_name(to))
             .map_err(|e| failed(DialFailure::Local(e.to_string())))?;
         let work = async {
             let quic = connecting.await?;
@@ -177,6 +207,48 @@ impl Endpoint {
             () = probe::nothing_listens(self.inner.local_addr.ip(), at) => {
                 Err(failed(DialFailure::NothingListens))
             }
+        }
+    }
+
+    /// Connects to whichever node of this cluster is at this address: who it is comes from its
+    /// certificate. For addresses that others named (seeds); where the node is known, use
+    /// [`Self::connect`]. Cancel safe.
+    ///
+    /// # Errors
+    /// [`QuicError::Seek`] with the reason, one of which is that this node itself is there.
+    pub async fn find(&self, at: SocketAddr, deadline: Duration) -> Result<Connection, QuicError> {
+        let failed = |reason| QuicError::Seek { at, reason };
+        let seeker = self.inner.seeker.read().unwrap_or_else(PoisonError::into_inner).clone();
+        // The name is for TLS's form only: any node of this cluster may answer.
+        let connecting = self
+            .inner
+            .quic
+            .connect_with(seeker, at, "any.node.flocker")
+            .map_err(|e| failed(DialFailure::Local(e.to_string())))?;
+        let work = async {
+            let quic = connecting.await?;
+            if leaf(&quic).and_then(|leaf| store_of_certificate(&leaf)) != Some(self.inner.store) {
+                await_welcome(&quic).await?;
+            }
+            Ok(quic)
+        };
+        let quic = tokio::select! {
+            done = tokio::time::timeout(deadline, work) => match done {
+                Ok(Ok(quic)) => quic,
+                Ok(Err(e)) => return Err(failed(DialFailure::from_handshake(&e, deadline))),
+                Err(_elapsed) => return Err(failed(DialFailure::Silent(deadline))),
+            },
+            () = probe::nothing_listens(self.inner.local_addr.ip(), at) => {
+                return Err(failed(DialFailure::NothingListens));
+            }
+        };
+        match leaf(&quic).and_then(|leaf| store_of_certificate(&leaf)) {
+            Some(peer) if peer == self.inner.store => {
+                quic.close(CloseCode::Done.into(), b"this is the node itself");
+                Err(failed(DialFailure::Itself))
+            }
+            Some(peer) => Ok(Connection::new(quic, peer, true)),
+            None => Err(failed(DialFailure::Broken("its certificate names no node".to_owned()))),
         }
     }
 
@@ -278,13 +350,10 @@ impl Door {
 
     /// Whose certificate it is. TLS has checked its signature and dates already.
     fn identify(&self, quic: &quinn::Connection) -> Result<StoreId, (Refusal, &'static str)> {
-        let chain = quic
-            .peer_identity()
-            .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let Some(leaf) = chain.as_ref().and_then(|chain| chain.first()) else {
+        let Some(leaf) = leaf(quic) else {
             return Err((Refusal::NoCertificate, "it has no certificate of this cluster"));
         };
-        match store_of_certificate(leaf) {
+        match store_of_certificate(&leaf) {
             None => Err((Refusal::NoIdentity, "its certificate names no node")),
             Some(store) if store == self.store => Err((
                 Refusal::Myself,
@@ -321,6 +390,44 @@ impl Door {
     fn refuse(&self, remote: SocketAddr, kind: Refusal, reason: &str) {
         self.refusals.log(SystemClock.boot(), remote, kind, reason);
     }
+}
+
+fn names_its_store(identity: &Identity) -> Result<(), QuicError> {
+    let named = store_of_certificate(&identity.cert_der);
+    if named == Some(identity.store) {
+        return Ok(());
+    }
+    Err(QuicError::Identity(format!(
+        "its certificate names {} and not store {}",
+        named.map_or_else(|| "no store".to_owned(), |s| format!("store {s}")),
+        identity.store
+    )))
+}
+
+/// How strangers are met.
+fn server_side(
+    config: &EndpointConfig,
+    identity: &Identity,
+    clock: &Arc<dyn Clock>,
+) -> Result<ServerConfig, QuicError> {
+    let crypto = tls::server(identity, config.purpose, config.admit_joiners, clock)?;
+    let mut server = ServerConfig::with_crypto(crypto);
+    server
+        .transport_config(config.transport(true)?)
+        .max_incoming(config.max_handshakes.saturating_mul(4))
+        .incoming_buffer_size(32 << 10)
+        .incoming_buffer_size_total(16 << 20);
+    Ok(server)
+}
+
+/// How peers are dialled.
+fn client_side(
+    config: &EndpointConfig,
+    crypto: Arc<QuicClientConfig>,
+) -> Result<ClientConfig, QuicError> {
+    let mut client = ClientConfig::new(crypto);
+    client.transport_config(config.transport(false)?);
+    Ok(client)
 }
 
 /// Waits for the accepting side's word. Anything but the connection's end is a peer of another

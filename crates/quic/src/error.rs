@@ -50,6 +50,14 @@ pub enum QuicError {
         /// Why it failed.
         reason: DialFailure,
     },
+    /// Whoever is at an address could not be reached.
+    #[error("cannot find a node of this cluster at {at}: {reason}")]
+    Seek {
+        /// Where.
+        at: SocketAddr,
+        /// Why it failed.
+        reason: DialFailure,
+    },
     /// Every known address was tried in vain.
     #[error("cannot connect to node {to}: {}", attempts(tried))]
     Unreachable {
@@ -119,6 +127,9 @@ pub enum DialFailure {
     /// The other side refused this one.
     #[error("it refused this node: {0}")]
     Refused(String),
+    /// This node itself is there.
+    #[error("that is this node itself")]
+    Itself,
     /// It could not be tried from here.
     #[error("it can't be tried from here: {0}")]
     Local(String),

@@ -18,8 +18,10 @@ pub struct Identity {
     pub store: StoreId,
     /// The cluster's CA certificate, DER.
     pub ca_der: Vec<u8>,
-    /// This node's certificate, signed by the CA, DER.
+    /// This node's certificate, signed by the CA or by the first of `intermediates`, DER.
     pub cert_der: Vec<u8>,
+    /// Certificates between this node's and the CA's, each signed by the next, DER.
+    pub intermediates: Vec<Vec<u8>>,
     /// The private key of `cert_der`, PKCS#8 DER.
     pub key_der: Zeroizing<Vec<u8>>,
 }

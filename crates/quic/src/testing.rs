@@ -4,8 +4,9 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use flocker_base::{ClusterId, StoreId};
+use flocker_base::{ClusterId, StoreId, WallTime};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use zeroize::Zeroizing;
 
@@ -57,6 +58,13 @@ impl TestCa {
         self.issue(store, &[server_name(store)], 2020, 4000)
     }
 
+    /// The identity of a store, valid from 2020 until then, to the second.
+    #[must_use]
+    pub fn identity_until(&self, store: StoreId, until: WallTime) -> Identity {
+        let until = Duration::from_secs(until.as_millis() / 1000);
+        self.issue_until(store, &[server_name(store)], 2020, until)
+    }
+
     /// The identity of a store whose certificate ran out in 2001.
     #[must_use]
     pub fn expired_identity(&self, store: StoreId) -> Identity {
@@ -81,17 +89,30 @@ impl TestCa {
         crate::tls::fingerprint(&self.ca_der)
     }
 
-    fn issue(&self, store: StoreId, names: &[String], from: i32, until: i32) -> Identity {
+    fn issue(&self, store: StoreId, names: &[String], from: i32, until: u64) -> Identity {
+        // The mean year's length will do.
+        let until = Duration::from_secs((until - 1970) * 31_556_952);
+        self.issue_until(store, names, from, until)
+    }
+
+    fn issue_until(
+        &self,
+        store: StoreId,
+        names: &[String],
+        from: i32,
+        until: Duration,
+    ) -> Identity {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(names).expect("good names");
         params.not_before = rcgen::date_time_ymd(from, 1, 1);
-        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + until;
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         Identity {
             cluster: self.cluster,
             store,
             ca_der: self.ca_der.clone(),
             cert_der: certificate.der().to_vec(),
+            intermediates: Vec::new(),
             key_der: Zeroizing::new(key.serialize_der()),
         }
     }

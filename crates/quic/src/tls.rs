@@ -2,13 +2,16 @@
 //! certificate is checked on every connection; no process-wide default provider is set.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use flocker_base::Clock;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, ring as provider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::time_provider::TimeProvider;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
     SignatureScheme,
@@ -35,12 +38,13 @@ pub(crate) fn server(
     identity: &Identity,
     purpose: Purpose,
     joiners: bool,
+    clock: &Arc<dyn Clock>,
 ) -> Result<Arc<QuicServerConfig>, QuicError> {
     let builder =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots(identity)?), ring_provider());
     let builder = if joiners { builder.allow_unauthenticated() } else { builder };
     let verifier = builder.build().map_err(unusable)?;
-    let mut config = ServerConfig::builder_with_provider(ring_provider())
+    let mut config = ServerConfig::builder_with_details(ring_provider(), wall_time(clock))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(unusable)?
         .with_client_cert_verifier(verifier)
@@ -59,11 +63,31 @@ pub(crate) fn server(
 pub(crate) fn client(
     identity: &Identity,
     purpose: Purpose,
+    clock: &Arc<dyn Clock>,
 ) -> Result<Arc<QuicClientConfig>, QuicError> {
-    let mut config = ClientConfig::builder_with_provider(ring_provider())
+    let mut config = ClientConfig::builder_with_details(ring_provider(), wall_time(clock))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(unusable)?
         .with_root_certificates(roots(identity)?)
+        .with_client_auth_cert(chain(identity), key(identity))
+        .map_err(unusable)?;
+    config.alpn_protocols = vec![purpose.alpn().to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(QuicClientConfig::try_from(config).map_err(unusable)?))
+}
+
+/// What a node shows and asks when it dials an address without knowing who is there.
+pub(crate) fn seeker(
+    identity: &Identity,
+    purpose: Purpose,
+    clock: &Arc<dyn Clock>,
+) -> Result<Arc<QuicClientConfig>, QuicError> {
+    let verifier = AnyNode { roots: roots(identity)?, provider: ring_provider() };
+    let mut config = ClientConfig::builder_with_details(ring_provider(), wall_time(clock))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(unusable)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_auth_cert(chain(identity), key(identity))
         .map_err(unusable)?;
     config.alpn_protocols = vec![purpose.alpn().to_vec()];
@@ -93,6 +117,70 @@ struct PinnedAuthority {
     provider: Arc<CryptoProvider>,
 }
 
+/// Trusts what this cluster's authority signed, whichever node it names.
+#[derive(Debug)]
+struct AnyNode {
+    roots: RootCertStore,
+    provider: Arc<CryptoProvider>,
+}
+
+/// Whether the chain ends in one of these roots and its leaf names a node.
+fn is_some_node(
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    provider: &CryptoProvider,
+    now: UnixTime,
+) -> Result<ServerCertVerified, rustls::Error> {
+    verify_server_cert_signed_by_trust_anchor(
+        &ParsedCertificate::try_from(end_entity)?,
+        roots,
+        intermediates,
+        now,
+        provider.signature_verification_algorithms.all,
+    )?;
+    match store_of_certificate(end_entity) {
+        Some(_) => Ok(ServerCertVerified::assertion()),
+        None => Err(CertificateError::NotValidForName.into()),
+    }
+}
+
+impl ServerCertVerifier for AnyNode {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        is_some_node(end_entity, intermediates, &self.roots, &self.provider, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(tls12_is_not_spoken())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
 impl ServerCertVerifier for PinnedAuthority {
     fn verify_server_cert(
         &self,
@@ -110,17 +198,7 @@ impl ServerCertVerifier for PinnedAuthority {
         };
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone())?;
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(end_entity)?,
-            &roots,
-            &[],
-            now,
-            self.provider.signature_verification_algorithms.all,
-        )?;
-        match store_of_certificate(end_entity) {
-            Some(_) => Ok(ServerCertVerified::assertion()),
-            None => Err(CertificateError::NotValidForName.into()),
-        }
+        is_some_node(end_entity, intermediates, &roots, &self.provider, now)
     }
 
     fn verify_tls12_signature(
@@ -129,7 +207,7 @@ impl ServerCertVerifier for PinnedAuthority {
         _certificate: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not spoken here".to_owned()))
+        Err(tls12_is_not_spoken())
     }
 
     fn verify_tls13_signature(
@@ -145,6 +223,25 @@ impl ServerCertVerifier for PinnedAuthority {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
+}
+
+fn tls12_is_not_spoken() -> rustls::Error {
+    rustls::Error::General("TLS 1.2 is not spoken here".to_owned())
+}
+
+/// The clock that certificates are judged by.
+#[derive(Debug)]
+struct WallClock(Arc<dyn Clock>);
+
+impl TimeProvider for WallClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        let since_epoch = Duration::from_millis(self.0.wall().as_millis());
+        Some(UnixTime::since_unix_epoch(since_epoch))
+    }
+}
+
+fn wall_time(clock: &Arc<dyn Clock>) -> Arc<dyn TimeProvider> {
+    Arc::new(WallClock(Arc::clone(clock)))
 }
 
 /// AES-128 first: measured, it is the cheapest on machines with AES instructions.
@@ -166,7 +263,12 @@ fn roots(identity: &Identity) -> Result<RootCertStore, QuicError> {
 }
 
 fn chain(identity: &Identity) -> Vec<CertificateDer<'static>> {
-    vec![identity.cert_der.clone().into(), identity.ca_der.clone().into()]
+    let between = identity.intermediates.iter().cloned();
+    std::iter::once(identity.cert_der.clone())
+        .chain(between)
+        .chain(std::iter::once(identity.ca_der.clone()))
+        .map(Into::into)
+        .collect()
 }
 
 fn key(identity: &Identity) -> PrivateKeyDer<'static> {

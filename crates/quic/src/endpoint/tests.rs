@@ -1,6 +1,7 @@
 //! The endpoint over real sockets on loopback: who gets in, who does not, and what is said of it.
 
 mod flood;
+mod renewal;
 mod stranger;
 
 use std::time::Duration;
