@@ -31,6 +31,7 @@ use tokio::sync::{Notify, watch};
 
 pub mod allocate;
 mod answers;
+mod certificate;
 mod control_plane;
 mod data_port;
 pub mod deploy;
@@ -55,6 +56,7 @@ pub mod status;
 mod volumes;
 
 use answers::{Answers, Moves};
+use certificate::Certificate;
 use control_plane::{ControlPlane, ControlThread, Setup};
 use data_port::DataDialer;
 use fence::LeaseFence;
@@ -159,9 +161,9 @@ impl Agent {
         let wake = Arc::new(Notify::new());
         let promoted = Arc::new(Promoted::open(&home.folder.join("promoted"))?);
         let masters = Arc::new(Masters::default());
-        let data_bind = SocketAddr::new(options.bind, options.data_port);
-        let data_config = EndpointConfig::data(data_bind);
-        let endpoint = Endpoint::bind(&data_config, &home.identity.to_quic()).map_err(in_use)?;
+        let endpoint = data_endpoint(options, home, Arc::clone(&clock))?;
+        let endpoints = vec![plane.endpoint.clone(), endpoint.clone()];
+        let certificate = Arc::new(Certificate::of(home, endpoints, Arc::clone(&clock)));
         let data_peers = Peers::new(endpoint.clone(), plane.book.data());
         let dialer = DataDialer::new(data_peers.clone());
         let fence = LeaseFence {
@@ -195,6 +197,7 @@ impl Agent {
             host: home::service_address(options.bind),
             seeds: vec![Advertised::of(options).control.to_string()],
             clock,
+            certificate,
             map: plane.map.clone(),
             leases: plane.leases.clone(),
             members: plane.members.clone(),
@@ -239,6 +242,9 @@ impl Agent {
                 Ok(())
             }
         });
+        let p = Arc::clone(parts);
+        self.supervisor
+            .spawn("certificate", move |stop| certificate::run(Arc::clone(&p.certificate), stop));
         let p = Arc::clone(parts);
         self.supervisor.spawn("replication", move |stop| {
             let p = Arc::clone(&p);
@@ -351,6 +357,11 @@ impl Agent {
             control.stop().await;
         }
     }
+}
+
+fn data_endpoint(options: &UpOptions, home: &Home, clock: Arc<dyn Clock>) -> Result<Endpoint> {
+    let config = EndpointConfig::data(SocketAddr::new(options.bind, options.data_port));
+    Endpoint::bind_with_clock(&config, &home.identity.to_quic(), clock).map_err(in_use)
 }
 
 async fn engine_and_guard(

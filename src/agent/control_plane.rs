@@ -35,6 +35,7 @@ pub(super) struct Setup {
 
 /// What the rest of the agent uses of it.
 pub(super) struct ControlPlane {
+    pub(super) endpoint: Endpoint,
     pub(super) wire: Arc<dyn Wire>,
     pub(super) peers: Peers,
     pub(super) map: Map,
@@ -164,8 +165,7 @@ impl Builder {
     fn build(self, stop: &CancellationToken) -> Result<(ControlPlane, Work)> {
         let Self { node, db, name, region, map, book, setup } = self;
         let identity = node.to_quic();
-        let config = EndpointConfig { admit_joiners: true, ..EndpointConfig::control(setup.bind) };
-        let endpoint = Endpoint::bind(&config, &identity).map_err(super::in_use)?;
+        let endpoint = listen(&setup, &identity)?;
         let cluster = identity.cluster;
         let mesh = Arc::new(MeshRecords {
             me: identity.store,
@@ -173,16 +173,9 @@ impl Builder {
             map: map.clone(),
             book: book.clone(),
         });
-        let control = Control::new(endpoint, book.control(), mesh.clone());
+        let control = Control::new(endpoint.clone(), book.control(), mesh.clone());
         let wire = control.wire();
-        let facts = NodeFacts {
-            name,
-            region,
-            control: setup.advertised.control,
-            data: setup.advertised.data,
-            http: setup.http,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
+        let facts = facts(name, region, &setup);
         let local =
             LocalNode { cluster, incarnation: db.incarnation(), facts, seeds: book.stores() };
         let (membership, member_handler) = Membership::new(
@@ -225,14 +218,32 @@ impl Builder {
         });
         // The endpoint ends after membership, which says goodbye over it.
         let t = CancellationToken::new();
-        let endpoint = t.clone().drop_guard();
+        let served = t.clone().drop_guard();
         work.spawn(async move {
             control.run(t).await;
             ("endpoint", Ok(()))
         });
-        spawn_membership(&mut work, membership, map.clone(), stop, endpoint);
-        let plane = ControlPlane { wire, peers, map, leases, lease_events, members, book };
+        spawn_membership(&mut work, membership, map.clone(), stop, served);
+        let plane =
+            ControlPlane { endpoint, wire, peers, map, leases, lease_events, members, book };
         Ok((plane, work))
+    }
+}
+
+fn listen(setup: &Setup, identity: &flocker_quic::Identity) -> Result<Endpoint> {
+    let config = EndpointConfig { admit_joiners: true, ..EndpointConfig::control(setup.bind) };
+    let clock = Arc::clone(&setup.clock);
+    Endpoint::bind_with_clock(&config, identity, clock).map_err(super::in_use)
+}
+
+fn facts(name: Name, region: Name, setup: &Setup) -> NodeFacts {
+    NodeFacts {
+        name,
+        region,
+        control: setup.advertised.control,
+        data: setup.advertised.data,
+        http: setup.http,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
 

@@ -112,6 +112,8 @@ impl Home {
             write_settings(&folder, &settings)?;
             identity.save(&folder)?;
         }
+        // Also one that ended while the node was off: it is made here, with the key of the authority
+        // that this folder holds, and no peer is asked.
         let identity = if identity.needs_renewal(clock.wall())? {
             let renewed = identity.renewed(clock.wall())?;
             renewed.save(&folder)?;

@@ -21,6 +21,7 @@ use rand::rngs::StdRng;
 use tokio::sync::{Notify, watch};
 
 use super::answers::Moves;
+use super::certificate::Certificate;
 use super::hands::Hands;
 use super::masters::Masters;
 use super::promoted::Promoted;
@@ -40,6 +41,7 @@ pub(super) struct Parts {
     /// What a join line names first: this node's own control address.
     pub(super) seeds: Vec<String>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) certificate: Arc<Certificate>,
     pub(super) map: Map,
     pub(super) leases: Leases,
     pub(super) members: watch::Receiver<Arc<View>>,

@@ -139,6 +139,7 @@ pub(super) async fn gather(parts: &Arc<Parts>) -> Sources {
         services: view.services().map(|s| s.spec.clone()).collect(),
         routes: view.routes().map(|r| r.spec.clone()).collect(),
         conflicts: conflicts(&view),
+        certificate: parts.certificate.attention(),
         reports,
         operations,
     }

@@ -33,6 +33,8 @@ pub struct Sources {
     pub routes: Vec<RouteSpec>,
     /// What needs a person by the map's own account.
     pub conflicts: Vec<String>,
+    /// What needs a person about the viewing node's certificate.
+    pub certificate: Vec<Attention>,
     /// The nodes' own reports; a node that did not answer in time is missing.
     pub reports: BTreeMap<StoreId, Report>,
     /// What is under way here.
@@ -307,6 +309,7 @@ fn attention(
     for conflict in &sources.conflicts {
         say(Severity::Warning, conflict.clone(), None);
     }
+    found.extend(sources.certificate.iter().cloned());
     found.sort_by_key(|a| a.severity == Severity::Warning);
     found
 }

@@ -23,22 +23,24 @@ use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
+pub mod renewal;
+
 #[cfg(test)]
 mod tests;
+
+pub use renewal::Validity;
 
 /// How long an authority's certificate is valid.
 pub const AUTHORITY_VALIDITY: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
-/// How long a node's certificate is valid. A node is removed by revoking it in the map; expiry is
-/// no substitute, and a fleet whose certificates all end on one day is an outage.
-pub const NODE_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How long a node's certificate is valid. Each node makes its own anew ([`renewal`]), also one
+/// that comes back after longer, so that this bounds only for how long a stolen certificate is of
+/// use and how wrong a clock may be. A node is removed by revoking it in the map, not by this.
+pub const NODE_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Certificates count as valid from this long before they were made, so that a peer whose clock is
 /// behind (up to the two years that a dead clock battery costs) accepts them.
 const BACKDATED: Duration = Duration::from_secs(2 * 365 * 24 * 3600);
-
-/// A certificate is made anew when less than this is left of it.
-const RENEWED_BEFORE_END: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The latest time that a certificate may name: the year 2200. A wilder clock reading is cut off.
 const LATEST_SECS: u64 = 7_258_118_400;
@@ -157,6 +159,14 @@ impl Authority {
         &self.key_der
     }
 
+    /// From when to when the authority's certificate is valid.
+    ///
+    /// # Errors
+    /// [`IdentityError::Inconsistent`] if the certificate can't be read.
+    pub fn validity(&self) -> Result<Validity, IdentityError> {
+        Validity::of(&self.cert_der)
+    }
+
     /// SHA-256 of the certificate: what a join token pins.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
@@ -205,6 +215,8 @@ impl Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
+        // What outlasted the authority would be worth nothing after its end.
+        let valid = valid.min(self.validity()?.left(now));
         set_validity(&mut params, now, valid);
         let issuer = Issuer::from_ca_cert_der(&self.cert_der.as_slice().into(), self.key()?)
             .map_err(make)?;
@@ -367,22 +379,29 @@ impl NodeIdentity {
         }
     }
 
-    /// Whether less than a year is left of the certificate.
+    /// From when to when the node's certificate is valid.
     ///
     /// # Errors
     /// [`IdentityError::Inconsistent`] if the certificate can't be read.
+    pub fn validity(&self) -> Result<Validity, IdentityError> {
+        Validity::of(&self.cert_der)
+    }
+
+    /// Whether the certificate is to be made anew.
+    ///
+    /// # Errors
+    /// [`IdentityError::Inconsistent`] if a certificate can't be read.
     pub fn needs_renewal(&self, now: WallTime) -> Result<bool, IdentityError> {
-        let end = parse(&self.cert_der)?.validity().not_after.timestamp();
-        let end = Duration::from_secs(u64::try_from(end).unwrap_or(0));
-        Ok(Duration::from_millis(now.as_millis()) + RENEWED_BEFORE_END > end)
+        Ok(renewal::is_due(&self.validity()?, &self.authority.validity()?, now))
     }
 
     /// The same identity with a new key and certificate, signed by the authority that this node
-    /// stores.
+    /// stores. A clock that is behind the present certificate's making does not shorten it.
     ///
     /// # Errors
     /// Any [`IdentityError`] of making or signing a key.
     pub fn renewed(&self, now: WallTime) -> Result<Self, IdentityError> {
+        let now = now.max(self.validity()?.made());
         Self::found(self.cluster, self.store, self.authority.clone(), now)
     }
 

@@ -109,6 +109,7 @@ fn sources() -> Sources {
         }],
         routes: Vec::new(),
         conflicts: Vec::new(),
+        certificate: Vec::new(),
         reports: [
             (store(1), Report { copies: vec![copy(head(9))], instances: Vec::new() }),
             (store(2), Report { copies: vec![master], instances: vec![instance(service)] }),

@@ -134,19 +134,35 @@ fn weak_foreign_and_oversize_requests_are_refused() {
 
 #[test]
 fn certificates_survive_wild_clocks_and_are_renewed_in_time() {
-    let year = Duration::from_secs(365 * 24 * 3600);
+    let day = Duration::from_secs(24 * 3600);
     for now in [WallTime::default(), WallTime::from_millis(u64::MAX)] {
         let authority = Authority::generate(cluster(), now).expect("authority");
         NodeIdentity::found(cluster(), store(1), authority, now).expect("identity");
     }
     let identity = founder();
     assert!(!identity.needs_renewal(NOW).expect("read"));
-    assert!(identity.needs_renewal(NOW + 19 * year / 2).expect("read"));
-    let renewed = identity.renewed(NOW + 10 * year).expect("renewed");
-    assert!(!renewed.needs_renewal(NOW + 10 * year).expect("read"));
-    let cert = parse(identity.cert_der()).expect("parses");
-    let a_year_back = i64::try_from((NOW.as_millis() / 1000) - year.as_secs()).expect("fits");
-    assert!(cert.validity().not_before.timestamp() < a_year_back);
+    assert!(identity.needs_renewal(NOW + day * 122).expect("read"));
+    for later in [day * 122, day * 300, day * 1000] {
+        let renewed = identity.renewed(NOW + later).expect("renewed");
+        assert!(!renewed.needs_renewal(NOW + later).expect("read"));
+        assert_ne!(renewed.key_der, identity.key_der, "a new key");
+        let left = renewed.validity().expect("read").left(NOW + later);
+        assert!(left > NODE_VALIDITY - day, "{left:?}");
+    }
+    let behind = identity.renewed(WallTime::default()).expect("renewed");
+    assert_eq!(behind.validity().expect("read"), identity.validity().expect("read"));
+    let from = identity.validity().expect("read").from;
+    assert!(from + day * 365 < NOW, "a peer whose clock is a year behind accepts it");
+}
+
+#[test]
+fn no_certificate_outlasts_the_authority() {
+    let authority = founder().authority;
+    let end = authority.validity().expect("read").until;
+    let near = WallTime::from_millis(end.as_millis() - 3_600_000);
+    let identity = NodeIdentity::found(cluster(), store(7), authority, near).expect("identity");
+    assert_eq!(identity.validity().expect("read").until, end);
+    assert!(!identity.needs_renewal(near).expect("read"), "a new one would end at the same time");
 }
 
 #[test]

@@ -60,7 +60,8 @@ async fn new_handshakes_show_the_new_certificate_and_old_connections_live_on() {
     clock.advance(3 * DAY);
     carries(&out, &inward).await;
     carries(&inward, &out).await;
-    let (_, dialled_by_a) = pair(&a, &b).await.expect("the old one has ended, the new one is shown");
+    let (_, dialled_by_a) =
+        pair(&a, &b).await.expect("the old one has ended, the new one is shown");
     assert_eq!(dialled_by_a.peer_certificate().as_ref(), Some(&new.cert_der));
     let (dialled_by_b, _) = pair(&b, &a).await.expect("and so when it is dialled");
     assert_eq!(dialled_by_b.peer_certificate(), Some(new.cert_der));
