@@ -44,6 +44,7 @@ mod home;
 mod leaving;
 mod masters;
 mod moving;
+mod observed;
 mod operations;
 mod parts;
 mod promoted;
@@ -145,6 +146,7 @@ impl Agent {
         let agent = Self { parts, supervisor, control: Some(control), founded: home.founded };
         agent.spawn_tasks(plane, data, http, freeze_lead);
         agent.spawn_api(socket, home.identity.authority().fingerprint());
+        observed::spawn(&agent.supervisor, &agent.parts);
         Ok(agent)
     }
 

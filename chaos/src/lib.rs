@@ -19,6 +19,7 @@ pub mod history;
 pub mod http;
 pub mod invariants;
 pub mod log;
+pub mod measure;
 pub mod mesh;
 pub mod network;
 pub mod node;

@@ -22,8 +22,6 @@ mod beat;
 mod candidate;
 mod change;
 mod driver;
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
 mod handle;
 mod holder;
 mod outbox;

@@ -4,17 +4,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
-use flocker_base::{Clock, StoreId, SystemClock};
+use flocker_base::StoreId;
 use tokio::sync::Semaphore;
 
-use super::{Admission, Handler, Kind, Quiet};
+use super::{Admission, Handler, Kind};
 
 /// The handlers, who was removed, and the bounds of each peer.
 pub(super) struct Dispatch {
     pub(super) admission: Arc<dyn Admission>,
     handlers: RwLock<[Option<Arc<dyn Handler>>; Kind::ALL.len()]>,
     bounds: Mutex<HashMap<StoreId, Arc<Bounds>>>,
-    unhandled: Quiet,
 }
 
 /// How much of one peer's is under way at once, by kind: a kind that is slow holds up no other.
@@ -42,12 +41,7 @@ impl Bounds {
 
 impl Dispatch {
     pub(super) fn new(admission: Arc<dyn Admission>) -> Self {
-        Self {
-            admission,
-            handlers: RwLock::default(),
-            bounds: Mutex::default(),
-            unhandled: Quiet::default(),
-        }
+        Self { admission, handlers: RwLock::default(), bounds: Mutex::default() }
     }
 
     pub(super) fn register(&self, kind: Kind, handler: Arc<dyn Handler>) {
@@ -78,11 +72,7 @@ impl Dispatch {
     pub(super) async fn message(&self, from: StoreId, kind: Kind, payload: Bytes) {
         match self.handler(kind) {
             Some(handler) => handler.on_message(from, payload).await,
-            None => {
-                if let Some(unsaid) = self.unhandled.due(SystemClock.boot()) {
-                    tracing::warn!(%from, ?kind, unsaid, "dropped a message: nothing handles it");
-                }
-            }
+            None => tracing::warn!(%from, ?kind, "dropped a message: nothing here handles it"),
         }
     }
 

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use flocker_base::{Clock, SystemClock};
 use flocker_quic::{
     Accepted, AddressBook, CloseCode, Connection, Endpoint, JOIN_EXPORTER_LABEL, JoinerConnection,
     Peers, QuicError,
@@ -16,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::dispatch::Dispatch;
 use super::serve::serve;
 use super::wire::QuicWire;
-use super::{Admission, Handler, JoinHandler, Kind, Quiet, Wire};
+use super::{Admission, Handler, JoinHandler, Kind, Wire};
 
 /// How often connections are checked against removals.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -33,8 +32,6 @@ pub struct Control {
     endpoint: Endpoint,
     wire: Arc<QuicWire>,
     joiners: Option<Arc<dyn JoinHandler>>,
-    removed: Quiet,
-    turned_away: Arc<Quiet>,
 }
 
 impl Control {
@@ -49,8 +46,7 @@ impl Control {
         let peers = Peers::new(endpoint.clone(), book);
         let dispatch = Arc::new(Dispatch::new(admission));
         let wire = Arc::new(QuicWire::new(endpoint.store(), peers, dispatch));
-        let (removed, turned_away) = (Quiet::default(), Arc::default());
-        Self { endpoint, wire, joiners: None, removed, turned_away }
+        Self { endpoint, wire, joiners: None }
     }
 
     /// Registers who handles a kind, in place of whoever did.
@@ -125,12 +121,10 @@ impl Control {
         if !self.wire.dispatch.admission.is_removed(peer) {
             return true;
         }
-        if let Some(unsaid) = self.removed.due(SystemClock.boot()) {
-            tracing::warn!(
-                %peer, remote = %connection.remote_addr(), unsaid,
-                "refused a connection: this node was removed from the cluster"
-            );
-        }
+        tracing::warn!(
+            %peer, remote = %connection.remote_addr(),
+            "refused a connection: this node was removed from the cluster"
+        );
         connection.close(CloseCode::NotAMember, "this node was removed from the cluster");
         self.wire.peers.drop_peer(peer);
         false
@@ -149,25 +143,18 @@ impl Control {
     fn join(&self, joiner: JoinerConnection, joins: &Arc<Semaphore>, work: &mut JoinSet<()>) {
         let remote = joiner.remote_addr();
         let Some(handler) = self.joiners.clone() else {
-            if let Some(unsaid) = self.turned_away.due(SystemClock.boot()) {
-                tracing::warn!(%remote, unsaid, "refused a request to join: this node admits none");
-            }
+            tracing::warn!(%remote, "refused a request to join: this node admits none");
             joiner.refuse("this node admits none: try another");
             return;
         };
         let Ok(turn) = Arc::clone(joins).try_acquire_owned() else {
-            if let Some(unsaid) = self.turned_away.due(SystemClock.boot()) {
-                tracing::warn!(%remote, unsaid, "refused a request to join: too many at once");
-            }
+            tracing::warn!(%remote, "refused a request to join: too many at once");
             joiner.refuse("too many ask to join at once: try again");
             return;
         };
-        let turned_away = Arc::clone(&self.turned_away);
         work.spawn(async move {
-            if let Err(e) = admit(joiner, &*handler).await
-                && let Some(unsaid) = turned_away.due(SystemClock.boot())
-            {
-                tracing::warn!(%remote, unsaid, "a request to join came to nothing: {e}");
+            if let Err(e) = admit(joiner, &*handler).await {
+                tracing::warn!(%remote, "a request to join came to nothing: {e}");
             }
             drop(turn);
         });

@@ -2,7 +2,6 @@
 //! of the first design that the rule repairs.
 
 mod holder;
-mod replay;
 mod voter;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -31,8 +31,6 @@ use crate::control::{Handler, Kind, Wire, WireError};
 
 mod choice;
 mod descent;
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
 mod message;
 mod refusals;
 

@@ -1,7 +1,5 @@
 //! Membership of small meshes over an in-memory wire, in virtual time.
 
-mod replay;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
