@@ -29,6 +29,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
+mod advertised;
 pub mod allocate;
 mod answers;
 mod certificate;
@@ -52,10 +53,12 @@ pub mod reconcile;
 mod reports;
 mod routing;
 pub mod rpc;
+mod seeds;
 mod signals;
 pub mod status;
 mod volumes;
 
+use advertised::Advertised;
 use answers::{Answers, Moves};
 use certificate::Certificate;
 use control_plane::{ControlPlane, ControlThread, Setup};
@@ -63,7 +66,7 @@ use data_port::DataDialer;
 use fence::LeaseFence;
 use guarding::LeaseGate;
 use hands::Hands;
-use home::{Advertised, Home};
+use home::Home;
 use masters::Masters;
 use operations::AgentOperations;
 use parts::{Parts, Ready};
@@ -196,7 +199,7 @@ impl Agent {
             name: home.name.clone(),
             region: home.region.clone(),
             cluster: home.identity.cluster(),
-            host: home::service_address(options.bind),
+            host: advertised::service_address(options.bind),
             seeds: vec![Advertised::of(options).control.to_string()],
             clock,
             certificate,

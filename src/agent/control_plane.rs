@@ -9,18 +9,20 @@ use flocker_base::{Clock, Name, StoreId, TokenId};
 use flocker_gossip::addresses::AddressBookStore;
 use flocker_gossip::control::{Admission, Control, Handler, Kind, Wire};
 use flocker_gossip::identity::NodeIdentity;
-use flocker_gossip::join::{Admitted, Doorkeeper, KnownNode, Roster, TokenSource};
+use flocker_gossip::join::{Admitted, Doorkeeper, KnownNode, Roster, Seed, TokenSource};
 use flocker_gossip::lease::{self, LeaseConfig, LeaseEvent, Leases};
 use flocker_gossip::map::Map;
 use flocker_gossip::map::sync::{self, PeerView};
 use flocker_gossip::membership::{Liveness, LocalNode, Membership, MembershipConfig, View};
 use flocker_gossip::model::{NodeFacts, NodeSpec, TokenSpec};
+use flocker_gossip::seeds::Seeker;
 use flocker_quic::{Endpoint, EndpointConfig, Peers};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::home::{Advertised, Home};
+use super::advertised::{self, Advertised};
+use super::home::Home;
 
 /// What the control plane is made from.
 pub(super) struct Setup {
@@ -81,6 +83,7 @@ pub(super) async fn start(home: &Home, setup: Setup) -> Result<(ControlPlane, Co
         region: home.region.clone(),
         map,
         book,
+        seeds: home.seeds.clone(),
         setup,
     };
     let stop = CancellationToken::new();
@@ -156,6 +159,7 @@ struct Builder {
     region: Name,
     map: Map,
     book: AddressBookStore,
+    seeds: Vec<Seed>,
     setup: Setup,
 }
 
@@ -163,7 +167,7 @@ type Work = JoinSet<(&'static str, Result<()>)>;
 
 impl Builder {
     fn build(self, stop: &CancellationToken) -> Result<(ControlPlane, Work)> {
-        let Self { node, db, name, region, map, book, setup } = self;
+        let Self { node, db, name, region, map, book, seeds, setup } = self;
         let identity = node.to_quic();
         let endpoint = listen(&setup, &identity)?;
         let cluster = identity.cluster;
@@ -176,6 +180,7 @@ impl Builder {
         let control = Control::new(endpoint.clone(), book.control(), mesh.clone());
         let wire = control.wire();
         let facts = facts(name, region, &setup);
+        let advertised = setup.advertised;
         let local =
             LocalNode { cluster, incarnation: db.incarnation(), facts, seeds: book.stores() };
         let (membership, member_handler) = Membership::new(
@@ -206,11 +211,16 @@ impl Builder {
             .handle(Kind::Agent, setup.answers)
             .joiners(Arc::new(doorkeeper));
         let peers = control.peers();
+        let seeker = Seeker::new(&endpoint, &peers, &book, &members, seeds, &setup.clock);
         let lease_events = leases.events();
         let mut work = JoinSet::new();
         let token = || stop.clone();
         let t = token();
         work.spawn(async move { ("map", map_sync.run(t).await.map_err(Into::into)) });
+        let t = token();
+        work.spawn(async move { ("seeds", seeker.run(t).await.map_err(Into::into)) });
+        let follow = advertised::follow(advertised, membership.clone(), book.clone(), token());
+        work.spawn(async move { ("addresses", follow.await) });
         let t = token();
         work.spawn(async move {
             driver.run(t).await;

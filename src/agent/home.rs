@@ -1,19 +1,20 @@
 //! A node's own folder: its store, its identity, its name. Opening it makes a new cluster, joins
 //! one, or finds what was there; it never replaces an identity.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use flocker_base::{Clock, ClusterId, Name, durable};
 use flocker_gossip::identity::{Authority, NodeIdentity};
-use flocker_gossip::join::{JoinString, KnownNode, Newcomer, join};
+use flocker_gossip::join::{JoinString, KnownNode, Newcomer, Seed, join};
 use flocker_gossip::store::{StateDb, StoreError};
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
+use super::advertised::Advertised;
+use super::seeds;
 use crate::api::{ApiError, ErrorCode};
 use crate::cli::options::UpOptions;
 
@@ -31,6 +32,8 @@ pub(super) struct Home {
     pub(super) region: Name,
     /// Nodes that the join told of.
     pub(super) known: Vec<KnownNode>,
+    /// Where others are sought that are at no address in the book.
+    pub(super) seeds: Vec<Seed>,
     /// Whether this start made the cluster.
     pub(super) founded: bool,
 }
@@ -40,23 +43,6 @@ pub(super) struct Home {
 struct Settings {
     name: Name,
     region: Name,
-}
-
-/// Where peers reach this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Advertised {
-    pub(super) control: SocketAddr,
-    pub(super) data: SocketAddr,
-}
-
-impl Advertised {
-    pub(super) fn of(options: &UpOptions) -> Self {
-        let ip: IpAddr = options.advertise.unwrap_or_else(|| own_address(options.bind));
-        Self {
-            control: SocketAddr::new(ip, options.control_port),
-            data: SocketAddr::new(ip, options.data_port),
-        }
-    }
 }
 
 impl Home {
@@ -122,6 +108,7 @@ impl Home {
             identity
         };
         let founded = fresh && options.join.is_none();
+        let seeds = seeds::of(&folder, options)?;
         Ok(Self {
             folder,
             db,
@@ -129,6 +116,7 @@ impl Home {
             name: settings.name,
             region: settings.region,
             known,
+            seeds,
             founded,
         })
     }
@@ -213,60 +201,4 @@ fn make_private(folder: &Path) -> Result<()> {
     let mode = std::fs::Permissions::from_mode(0o700);
     std::fs::set_permissions(folder, mode)
         .with_context(|| format!("cannot make {} private", folder.display()))
-}
-
-/// The address that peers reach this node at: the bound one, or if that is every address, the one
-/// that this machine would send from. No packet is sent to find out.
-fn own_address(bind: IpAddr) -> IpAddr {
-    if !bind.is_unspecified() {
-        return bind;
-    }
-    // Addresses kept for documentation (RFC 5737, RFC 3849): routed like any foreign one.
-    let foreign: IpAddr = match bind {
-        IpAddr::V4(_) => Ipv4Addr::new(192, 0, 2, 1).into(),
-        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
-    };
-    let found = UdpSocket::bind((bind, 0)).and_then(|socket| {
-        socket.connect((foreign, 9))?;
-        socket.local_addr()
-    });
-    match found {
-        Ok(address) if !address.ip().is_unspecified() => address.ip(),
-        _ => {
-            tracing::warn!(
-                "this machine has no route to other networks: peers elsewhere cannot reach it \
-                 unless --bind or --advertise names its address"
-            );
-            match bind {
-                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-            }
-        }
-    }
-}
-
-/// Where services listen: this machine alone reaches them, through its proxy. A node on a loopback
-/// address of its own keeps to it, so that several nodes fit on one machine.
-pub(super) fn service_address(bind: IpAddr) -> IpAddr {
-    if bind.is_loopback() { bind } else { Ipv4Addr::LOCALHOST.into() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_never_advertises_every_address() {
-        let bound: IpAddr = "127.71.0.1".parse().expect("an address");
-        assert_eq!(own_address(bound), bound);
-        assert!(!own_address(Ipv4Addr::UNSPECIFIED.into()).is_unspecified());
-        assert!(!own_address(Ipv6Addr::UNSPECIFIED.into()).is_unspecified());
-    }
-
-    #[test]
-    fn services_are_reached_from_their_own_machine_alone() {
-        for bind in ["0.0.0.0", "10.0.0.1", "::", "127.71.0.1"] {
-            assert!(service_address(bind.parse().expect("an address")).is_loopback(), "{bind}");
-        }
-    }
 }

@@ -8,6 +8,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use flocker_base::Name;
 
 use super::help;
+use super::options::Advertise;
 use super::style::ColourChoice;
 
 /// A masterless mesh of identical servers. Services run with their volumes, and the volumes
@@ -167,11 +168,19 @@ pub(super) struct Up {
     /// Where the proxy takes HTTP, or 'none' [default: [::]:80 for root, else 127.0.0.1:8080].
     #[arg(long, value_name = "IP:PORT|none", value_parser = http)]
     pub(super) http: Option<Http>,
-    /// The address that peers reach this node at, if it is behind address translation.
-    #[arg(long, value_name = "IP")]
-    pub(super) advertise: Option<IpAddr>,
-    /// Addresses of other nodes, separated by commas.
-    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
+    /// The address that peers reach this node at, if it is behind address translation; with the
+    /// outer ports where they differ from the bound ones.
+    #[arg(long, value_name = "IP[:CONTROL[/DATA]]")]
+    pub(super) advertise: Option<Advertise>,
+    /// Addresses of other nodes, separated by commas: tried at each start, and while nodes are
+    /// missing. A name may stand for several.
+    #[arg(
+        long,
+        env = "FLOCKER_SEEDS",
+        hide_env_values = true,
+        value_name = "HOST[:PORT]",
+        value_delimiter = ','
+    )]
     pub(super) seeds: Vec<String>,
     /// A file of addresses of other nodes, one a line; can be given several times.
     #[arg(long, value_name = "FILE")]

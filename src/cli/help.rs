@@ -123,8 +123,8 @@ Exit codes:
 Files and variables:
   State is in /var/lib/flocker, the socket in /run/flocker/flocker.sock; for other users than root
   in ~/.local/state/flocker and $XDG_RUNTIME_DIR. Whoever can use the socket is as good as root of
-  the cluster. FLOCKER_SOCKET, FLOCKER_STATE_DIR, FLOCKER_JOIN, FLOCKER_LOG and FLOCKER_ASCII stand
-  for the flags of those names. NO_COLOR and CLICOLOR_FORCE are heeded."
+  the cluster. FLOCKER_SOCKET, FLOCKER_STATE_DIR, FLOCKER_JOIN, FLOCKER_SEEDS, FLOCKER_LOG and
+  FLOCKER_ASCII stand for the flags of those names. NO_COLOR and CLICOLOR_FORCE are heeded."
     )
 }
 

@@ -2,8 +2,10 @@
 //!
 //! Nothing here reads a file, the environment or the command line.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use flocker_base::Name;
 
@@ -35,13 +37,62 @@ pub struct UpOptions {
     /// Where the proxy takes HTTP; `None` for nowhere.
     pub http: Option<SocketAddr>,
     /// The address that peers reach this node at, if not the bound one.
-    pub advertise: Option<IpAddr>,
+    pub advertise: Option<Advertise>,
     /// Addresses of other nodes, `host` or `host:port`, from the command line and from files.
     pub seeds: Vec<String>,
     /// End when the process that started this one ends.
     pub exit_with_parent: bool,
     /// How to colour what is printed.
     pub style: Style,
+}
+
+/// An address that peers are told: `IP`, `IP:CONTROL` or `IP:CONTROL/DATA`. A port that is not
+/// said is the one that is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advertise {
+    /// The address.
+    pub ip: IpAddr,
+    /// The control port as it is reached from outside.
+    pub control: Option<u16>,
+    /// The data port likewise.
+    pub data: Option<u16>,
+}
+
+/// Why a text is no address to advertise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoAdvertise;
+
+impl std::error::Error for NoAdvertise {}
+
+impl fmt::Display for NoAdvertise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "write an address that peers reach, with the outer ports where they differ: IP, \
+             IP:CONTROL or IP:CONTROL/DATA, as in 203.0.113.5:14523/14524 or \
+             [2001:db8::5]:14523/14524",
+        )
+    }
+}
+
+impl FromStr for Advertise {
+    type Err = NoAdvertise;
+
+    fn from_str(text: &str) -> Result<Self, NoAdvertise> {
+        let port = |text: &str| text.parse().ok().filter(|port| *port != 0).ok_or(NoAdvertise);
+        let (at, data) = match text.split_once('/') {
+            Some((at, data)) => (at, Some(port(data)?)),
+            None => (text, None),
+        };
+        let (ip, control) = match at.parse::<SocketAddr>() {
+            Ok(at) if at.port() != 0 => (at.ip(), Some(at.port())),
+            Ok(_) => return Err(NoAdvertise),
+            Err(_) if data.is_some() => return Err(NoAdvertise),
+            Err(_) => (at.parse::<IpAddr>().map_err(|_why| NoAdvertise)?, None),
+        };
+        let reachable = !ip.is_unspecified() && !ip.is_multicast();
+        let same = control.is_some() && control == data;
+        if reachable && !same { Ok(Self { ip, control, data }) } else { Err(NoAdvertise) }
+    }
 }
 
 /// What `flocker demo` is to do.
@@ -57,4 +108,36 @@ pub struct DemoOptions {
     pub json: bool,
     /// How to colour what is printed.
     pub style: Style,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_advertised_with_outer_ports_where_they_differ() {
+        let good =
+            |text: &str| text.parse::<Advertise>().map(|a| (a.ip.to_string(), a.control, a.data));
+        let (v4, v6) = ("203.0.113.5".to_owned(), "2001:db8::5".to_owned());
+        assert_eq!(good("203.0.113.5"), Ok((v4.clone(), None, None)));
+        assert_eq!(good("203.0.113.5:7"), Ok((v4.clone(), Some(7), None)));
+        assert_eq!(good("203.0.113.5:7/8"), Ok((v4, Some(7), Some(8))));
+        assert_eq!(good("2001:db8::5"), Ok((v6.clone(), None, None)));
+        assert_eq!(good("[2001:db8::5]:7/8"), Ok((v6, Some(7), Some(8))));
+        for bad in [
+            "",
+            "host",
+            "0.0.0.0",
+            "[::]:1",
+            "224.0.0.1",
+            "1.2.3.4:0",
+            "1.2.3.4:7/7",
+            "1.2.3.4/8",
+            "1.2.3.4:7/0",
+            "1.2.3.4:7/70000",
+            "1.2.3.4:7/8/9",
+        ] {
+            assert_eq!(bad.parse::<Advertise>(), Err(NoAdvertise), "{bad}");
+        }
+    }
 }

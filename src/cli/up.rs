@@ -32,7 +32,9 @@ pub(super) fn options(context: &Context, args: args::Up) -> Result<UpOptions, Ap
     if let Some(join) = &join {
         check_join(join)?;
     }
-    let mut seeds = args.seeds;
+    // An empty variable is no seed, and a list may end with a comma.
+    let mut seeds: Vec<String> = args.seeds.iter().map(|seed| seed.trim().to_owned()).collect();
+    seeds.retain(|seed| !seed.is_empty());
     for path in &args.seed_file {
         let text = read(path, "the seed file")?;
         let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());

@@ -24,4 +24,5 @@ pub mod lease;
 pub mod map;
 pub mod membership;
 pub mod model;
+pub mod seeds;
 pub mod store;

@@ -260,6 +260,12 @@ impl Membership {
         Ok((Self { inner: Arc::new(inner) }, inlet))
     }
 
+    /// This node's store.
+    #[must_use]
+    pub fn local(&self) -> StoreId {
+        self.inner.me
+    }
+
     /// The view, as it changes.
     #[must_use]
     pub fn view(&self) -> watch::Receiver<Arc<View>> {
