@@ -15,6 +15,8 @@ pub mod api;
 pub mod cli;
 pub mod demo;
 pub mod engine;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod guard;
 pub mod manifest;
 pub mod supervisor;

@@ -16,9 +16,12 @@
 //! once.
 
 mod dispatch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod memory;
 mod node;
 mod outbox;
+mod quiet;
 mod serve;
 mod wire;
 
@@ -34,6 +37,7 @@ use flocker_base::StoreId;
 
 pub use memory::MemoryNet;
 pub use node::Control;
+pub(crate) use quiet::Quiet;
 
 /// What a message or call is about, and so who handles it. The numbers are on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -17,6 +17,8 @@ mod client;
 mod door;
 mod doorkeeper;
 mod exchange;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod limiter;
 mod token;
 

@@ -22,6 +22,8 @@ mod beat;
 mod candidate;
 mod change;
 mod driver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod handle;
 mod holder;
 mod outbox;

@@ -18,6 +18,8 @@
 
 pub mod addresses;
 pub mod control;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod identity;
 pub mod join;
 pub mod lease;

@@ -28,6 +28,8 @@ pub mod admission;
 pub mod conflict;
 mod edit;
 pub mod encoding;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod key;
 mod outbox;
 pub mod record;

@@ -21,6 +21,8 @@ mod chat_id;
 mod config;
 mod event;
 mod facts;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod guard;
 mod roll;
 mod transport;

@@ -34,6 +34,8 @@ mod refusals;
 mod socket;
 mod tls;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

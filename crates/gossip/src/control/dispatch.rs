@@ -4,16 +4,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
-use flocker_base::StoreId;
+use flocker_base::{Clock, StoreId, SystemClock};
 use tokio::sync::Semaphore;
 
-use super::{Admission, Handler, Kind};
+use super::{Admission, Handler, Kind, Quiet};
 
 /// The handlers, who was removed, and the bounds of each peer.
 pub(super) struct Dispatch {
     pub(super) admission: Arc<dyn Admission>,
     handlers: RwLock<[Option<Arc<dyn Handler>>; Kind::ALL.len()]>,
     bounds: Mutex<HashMap<StoreId, Arc<Bounds>>>,
+    unhandled: Quiet,
 }
 
 /// How much of one peer's is under way at once, by kind: a kind that is slow holds up no other.
@@ -41,7 +42,12 @@ impl Bounds {
 
 impl Dispatch {
     pub(super) fn new(admission: Arc<dyn Admission>) -> Self {
-        Self { admission, handlers: RwLock::default(), bounds: Mutex::default() }
+        Self {
+            admission,
+            handlers: RwLock::default(),
+            bounds: Mutex::default(),
+            unhandled: Quiet::default(),
+        }
     }
 
     pub(super) fn register(&self, kind: Kind, handler: Arc<dyn Handler>) {
@@ -72,7 +78,11 @@ impl Dispatch {
     pub(super) async fn message(&self, from: StoreId, kind: Kind, payload: Bytes) {
         match self.handler(kind) {
             Some(handler) => handler.on_message(from, payload).await,
-            None => tracing::warn!(%from, ?kind, "dropped a message: nothing here handles it"),
+            None => {
+                if let Some(unsaid) = self.unhandled.due(SystemClock.boot()) {
+                    tracing::warn!(%from, ?kind, unsaid, "dropped a message: nothing handles it");
+                }
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use flocker_base::{Clock, SystemClock};
 use flocker_quic::{
     Accepted, AddressBook, CloseCode, Connection, Endpoint, JOIN_EXPORTER_LABEL, JoinerConnection,
     Peers, QuicError,
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::dispatch::Dispatch;
 use super::serve::serve;
 use super::wire::QuicWire;
-use super::{Admission, Handler, JoinHandler, Kind, Wire};
+use super::{Admission, Handler, JoinHandler, Kind, Quiet, Wire};
 
 /// How often connections are checked against removals.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -32,6 +33,8 @@ pub struct Control {
     endpoint: Endpoint,
     wire: Arc<QuicWire>,
     joiners: Option<Arc<dyn JoinHandler>>,
+    removed: Quiet,
+    turned_away: Arc<Quiet>,
 }
 
 impl Control {
@@ -46,7 +49,8 @@ impl Control {
         let peers = Peers::new(endpoint.clone(), book);
         let dispatch = Arc::new(Dispatch::new(admission));
         let wire = Arc::new(QuicWire::new(endpoint.store(), peers, dispatch));
-        Self { endpoint, wire, joiners: None }
+        let (removed, turned_away) = (Quiet::default(), Arc::default());
+        Self { endpoint, wire, joiners: None, removed, turned_away }
     }
 
     /// Registers who handles a kind, in place of whoever did.
@@ -121,10 +125,12 @@ impl Control {
         if !self.wire.dispatch.admission.is_removed(peer) {
             return true;
         }
-        tracing::warn!(
-            %peer, remote = %connection.remote_addr(),
-            "refused a connection: this node was removed from the cluster"
-        );
+        if let Some(unsaid) = self.removed.due(SystemClock.boot()) {
+            tracing::warn!(
+                %peer, remote = %connection.remote_addr(), unsaid,
+                "refused a connection: this node was removed from the cluster"
+            );
+        }
         connection.close(CloseCode::NotAMember, "this node was removed from the cluster");
         self.wire.peers.drop_peer(peer);
         false
@@ -143,18 +149,25 @@ impl Control {
     fn join(&self, joiner: JoinerConnection, joins: &Arc<Semaphore>, work: &mut JoinSet<()>) {
         let remote = joiner.remote_addr();
         let Some(handler) = self.joiners.clone() else {
-            tracing::warn!(%remote, "refused a request to join: this node admits none");
+            if let Some(unsaid) = self.turned_away.due(SystemClock.boot()) {
+                tracing::warn!(%remote, unsaid, "refused a request to join: this node admits none");
+            }
             joiner.refuse("this node admits none: try another");
             return;
         };
         let Ok(turn) = Arc::clone(joins).try_acquire_owned() else {
-            tracing::warn!(%remote, "refused a request to join: too many at once");
+            if let Some(unsaid) = self.turned_away.due(SystemClock.boot()) {
+                tracing::warn!(%remote, unsaid, "refused a request to join: too many at once");
+            }
             joiner.refuse("too many ask to join at once: try again");
             return;
         };
+        let turned_away = Arc::clone(&self.turned_away);
         work.spawn(async move {
-            if let Err(e) = admit(joiner, &*handler).await {
-                tracing::warn!(%remote, "a request to join came to nothing: {e}");
+            if let Err(e) = admit(joiner, &*handler).await
+                && let Some(unsaid) = turned_away.due(SystemClock.boot())
+            {
+                tracing::warn!(%remote, unsaid, "a request to join came to nothing: {e}");
             }
             drop(turn);
         });

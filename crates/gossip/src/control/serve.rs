@@ -9,7 +9,7 @@ use bytes::Bytes;
 use flocker_base::StoreId;
 use flocker_quic::frame::{self, FrameError};
 use flocker_quic::{CloseCode, Connection, RecvStream, SendStream};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 
@@ -36,6 +36,22 @@ struct Peer {
     dispatch: Arc<Dispatch>,
     bounds: Arc<Bounds>,
     offences: AtomicU64,
+}
+
+/// The kind of request that a stream begins with.
+pub(super) async fn read_kind(stream: &mut (impl AsyncRead + Unpin)) -> Result<Kind, String> {
+    let number = stream.read_u8().await;
+    let number = number.map_err(|e| format!("its stream ended before a kind: {e}"))?;
+    Kind::from_wire(number)
+        .ok_or_else(|| format!("{number} is no kind of message that this node knows"))
+}
+
+/// What a peer did whose request could not be read.
+fn offence(kind: Kind, error: &FrameError) -> String {
+    match error {
+        FrameError::TooLarge { .. } => format!("it sent {error} for {kind:?}"),
+        _ => format!("its request of {kind:?} was cut short: {error}"),
+    }
 }
 
 /// Serves the connection until it ends or its peer is removed; then lets those handlers finish
@@ -128,12 +144,7 @@ impl Peer {
         recv: &mut RecvStream,
     ) -> Result<(Kind, Bytes, OwnedSemaphorePermit), String> {
         let late = |_elapsed| "it did not send its request in time".to_owned();
-        let number = tokio::time::timeout(STREAM_DEADLINE, recv.read_u8())
-            .await
-            .map_err(late)?
-            .map_err(|e| format!("its stream ended before a kind: {e}"))?;
-        let kind = Kind::from_wire(number)
-            .ok_or_else(|| format!("{number} is no kind of message that this node knows"))?;
+        let kind = tokio::time::timeout(STREAM_DEADLINE, read_kind(recv)).await.map_err(late)??;
         let turn = Arc::clone(self.bounds.inward(kind)).acquire_owned();
         let Ok(Ok(turn)) = tokio::time::timeout(TURN_DEADLINE, turn).await else {
             return Err(format!("too much of {kind:?} at once"));
@@ -141,8 +152,7 @@ impl Peer {
         let read = frame::read_frame(recv, kind.max_frame());
         match tokio::time::timeout(STREAM_DEADLINE, read).await.map_err(late)? {
             Ok(payload) => Ok((kind, payload, turn)),
-            Err(e @ FrameError::TooLarge { .. }) => Err(format!("it sent {e} for {kind:?}")),
-            Err(e) => Err(format!("its request of {kind:?} was cut short: {e}")),
+            Err(e) => Err(offence(kind, &e)),
         }
     }
 

@@ -8,8 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use flocker_base::StoreId;
-use flocker_quic::{Connection, Peers, QuicError, frame};
-use tokio::io::AsyncReadExt;
+use flocker_quic::frame::{self, FrameError};
+use flocker_quic::{Connection, Peers, QuicError};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::Notify;
 
 use super::dispatch::Dispatch;
@@ -146,20 +147,36 @@ async fn exchange(connection: &Connection, kind: Kind, payload: &[u8]) -> Result
     let written = frame::write_prefixed(&mut send, &[kind as u8], payload).await;
     send.finish();
     // A peer that refuses a request need not read it to its end: its answer counts all the same.
-    let status = match (recv.read_u8().await, written) {
-        (Ok(status), _) => status,
-        (Err(_), Err(e)) => return Err(broken(to, e)),
-        (Err(e), Ok(())) => return Err(broken(to, e)),
-    };
-    let max = match status {
-        DONE => kind.max_frame(),
-        REFUSED => MAX_REFUSAL,
-        other => return Err(broken(to, format!("{other} begins no answer"))),
-    };
-    let answer = frame::read_frame(&mut recv, max).await.map_err(|e| broken(to, e))?;
-    match status {
-        DONE => Ok(answer),
-        _ => Err(WireError::Refused(String::from_utf8_lossy(&answer).into_owned())),
+    match (read_answer(&mut recv, kind).await, written) {
+        (Ok(answer), _) => answer.map_err(WireError::Refused),
+        (Err(AnswerError::None(_)), Err(e)) => Err(broken(to, e)),
+        (Err(e), _) => Err(broken(to, e)),
+    }
+}
+
+/// Why an answer could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AnswerError {
+    #[error(transparent)]
+    None(std::io::Error),
+    #[error("{0} begins no answer")]
+    Status(u8),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+/// Reads the answer to a request of this kind, or the refusal.
+pub(super) async fn read_answer(
+    stream: &mut (impl AsyncRead + Unpin),
+    kind: Kind,
+) -> Result<Result<Bytes, String>, AnswerError> {
+    match stream.read_u8().await.map_err(AnswerError::None)? {
+        DONE => Ok(Ok(frame::read_frame(stream, kind.max_frame()).await?)),
+        REFUSED => {
+            let text = frame::read_frame(stream, MAX_REFUSAL).await?;
+            Ok(Err(String::from_utf8_lossy(&text).into_owned()))
+        }
+        other => Err(AnswerError::Status(other)),
     }
 }
 

@@ -21,7 +21,7 @@ use super::handle::{Leases, Shared};
 use super::message::{self, Packet};
 use super::record::{Start, Write};
 use super::table;
-use crate::control::{Handler, Kind, Wire};
+use crate::control::{Handler, Kind, Quiet, Wire};
 use crate::store::{StateDb, StoreError};
 
 /// Packets that wait for the core; more are dropped, as the network might have.
@@ -103,7 +103,7 @@ pub fn start(
         core,
         start,
         wire: WireHandle(wire),
-        clock,
+        clock: Arc::clone(&clock),
         shared: Arc::clone(&shared),
         packets,
         events,
@@ -113,7 +113,8 @@ pub fn start(
         requests: 0,
         alarms: BTreeMap::new(),
     };
-    Ok((Leases::new(shared, event_rx), driver, Arc::new(Inlet { packets: packet_tx })))
+    let inlet = Inlet { packets: packet_tx, clock, refused: Quiet::default() };
+    Ok((Leases::new(shared, event_rx), driver, Arc::new(inlet)))
 }
 
 impl LeaseDriver {
@@ -220,6 +221,16 @@ impl LeaseDriver {
 /// Takes packets from the control endpoint.
 struct Inlet {
     packets: mpsc::Sender<(StoreId, Packet)>,
+    clock: Arc<dyn Clock>,
+    refused: Quiet,
+}
+
+impl Inlet {
+    fn refuse(&self, from: StoreId, why: &dyn std::fmt::Display) {
+        if let Some(unsaid) = self.refused.due(self.clock.boot()) {
+            tracing::warn!(%from, unsaid, "refused a lease packet: {why}");
+        }
+    }
 }
 
 #[async_trait]
@@ -228,15 +239,15 @@ impl Handler for Inlet {
         match message::decode(&payload) {
             Ok(packet) => {
                 if self.packets.try_send((from, packet)).is_err() {
-                    tracing::warn!(%from, "dropped a lease packet: the lease task is busy or gone");
+                    self.refuse(from, &"the lease task is busy or gone");
                 }
             }
-            Err(error) => tracing::warn!(%from, %error, "refused a lease packet"),
+            Err(error) => self.refuse(from, &error),
         }
     }
 
     async fn on_call(&self, from: StoreId, _payload: Bytes) -> Result<Bytes, String> {
-        tracing::warn!(%from, "refused a lease call: leases take messages only");
+        self.refuse(from, &"leases take messages, no calls");
         Err("leases take messages, no calls".to_owned())
     }
 }

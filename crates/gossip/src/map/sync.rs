@@ -31,6 +31,8 @@ use crate::control::{Handler, Kind, Wire, WireError};
 
 mod choice;
 mod descent;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod message;
 mod refusals;
 

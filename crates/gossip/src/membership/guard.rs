@@ -134,6 +134,17 @@ impl Guard {
         Ok(())
     }
 
+    /// Panics unless the ledger is within its bounds.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn check_bounds(&self) {
+        assert!(self.ledger.len() <= MAX_STATES, "{} states", self.ledger.len());
+        for (id, keys) in &self.ledger {
+            assert!(keys.len() <= MAX_HELD_KEYS, "{} keys of {id:?}", keys.len());
+            let bytes = keys.values().sum::<usize>();
+            assert!(bytes <= MAX_HELD_BYTES, "{bytes} bytes of {id:?}");
+        }
+    }
+
     fn read(&self, message: &[u8]) -> Result<Contents, Reject> {
         let mut reader = Reader(message);
         if reader.bytes(2)? != MAGIC || reader.u8()? != VERSION {

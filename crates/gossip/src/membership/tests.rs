@@ -1,5 +1,7 @@
 //! Membership of small meshes over an in-memory wire, in virtual time.
 
+mod replay;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
