@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use flocker_base::{Clock, ClusterId, Name, durable};
 use flocker_gossip::identity::{Authority, NodeIdentity};
-use flocker_gossip::join::{JoinString, KnownNode, Newcomer, Seed, join};
+use flocker_gossip::join::{JoinString, KnownNode, Newcomer, Seed, Takes, join};
 use flocker_gossip::store::{StateDb, StoreError};
 use rand::Rng as _;
 use rand::rngs::StdRng;
@@ -66,7 +66,7 @@ impl Home {
             },
         )?;
         let kept = read_settings(&folder)?;
-        let settings = settle(options, kept.as_ref())?;
+        let mut settings = settle(options, kept.as_ref())?;
         let found = NodeIdentity::load(&folder)?;
         let fresh = found.is_none();
         if let (Some(identity), Some(text)) = (&found, &options.join) {
@@ -81,7 +81,7 @@ impl Home {
         }
         let (identity, known) = match found {
             Some(identity) => (identity, Vec::new()),
-            None => Self::admit(options, &db, &settings, clock, random).await?,
+            None => Self::admit(options, &db, &mut settings, clock, random).await?,
         };
         if identity.store() != db.store_id() {
             bail!(
@@ -124,7 +124,7 @@ impl Home {
     async fn admit(
         options: &UpOptions,
         db: &StateDb,
-        settings: &Settings,
+        settings: &mut Settings,
         clock: &dyn Clock,
         random: &mut StdRng,
     ) -> Result<(NodeIdentity, Vec<KnownNode>)> {
@@ -147,8 +147,11 @@ impl Home {
             region: settings.region.clone(),
             control: advertised.control,
             data: advertised.data,
+            takes: Takes { name: options.name.is_none(), region: options.region.is_none() },
         };
         let joined = join(&to, &newcomer).await?;
+        // The token's presets count where nobody chose.
+        *settings = Settings { name: joined.name, region: joined.region };
         Ok((joined.identity, joined.known))
     }
 }

@@ -12,6 +12,8 @@
 //!   session's exporter and the whole request, so that a proof is worth nothing elsewhere.
 //! - A request is bounded in size before it is read, and in tries before it is decoded.
 //! - A newcomer is recorded durably before its certificate leaves this node.
+//! - A token for a limited number of nodes is redeemed by its issuer alone, which spends a use
+//!   durably before it signs.
 
 mod client;
 mod door;
@@ -20,6 +22,7 @@ mod exchange;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod limiter;
+mod redemptions;
 mod token;
 
 use std::net::SocketAddr;
@@ -28,9 +31,10 @@ use flocker_base::StoreId;
 use serde::{Deserialize, Serialize};
 
 pub use client::{Attempt, JoinError, Joined, Newcomer, join};
-pub use door::{Admitted, Refusal};
-pub use doorkeeper::{Doorkeeper, Roster, TokenSource};
-pub use exchange::{MAX_REPLY_BYTES, MAX_REQUEST_BYTES};
+pub use door::{Admitted, Preset, Refusal};
+pub use doorkeeper::{BlockedTokens, Doorkeeper, Roster, TokenSource};
+pub use exchange::{MAX_REPLY_BYTES, MAX_REQUEST_BYTES, Takes};
+pub use redemptions::{RedeemError, Redemptions};
 pub use token::{DEFAULT_PORT, JoinString, JoinStringError, Seed, Token, TokenError};
 
 #[cfg(test)]

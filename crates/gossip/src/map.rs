@@ -42,7 +42,7 @@ pub mod tree;
 pub mod typed;
 pub mod view;
 
-pub use edit::Edit;
+pub use edit::{Edit, NodeChange, TokenChange};
 pub use key::{Kind, RecordKey};
 pub use view::{Listed, MapView};
 
@@ -123,6 +123,14 @@ pub enum MapError {
     BirthFixed {
         /// The volume.
         volume: VolumeId,
+    },
+    /// The node would have too many labels.
+    #[error("{key} would have {count} labels, the limit is {}", crate::model::MAX_LABELS)]
+    TooManyLabels {
+        /// The record.
+        key: RecordKey,
+        /// How many it would have.
+        count: usize,
     },
     /// Placements are not edited.
     #[error("{key} is not edited: only a volume's master places it")]

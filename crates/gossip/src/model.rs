@@ -5,8 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use flocker_base::{Epoch, Head, Name, ServiceId, StoreId, TokenId, VolumeId, WallTime};
+use flocker_base::{Epoch, Head, Name, ServiceId, StoreId, VolumeId};
 use serde::{Deserialize, Serialize};
+
+mod node;
+mod token;
+
+pub use node::{LabelError, LabelKey, MAX_LABEL_VALUE, MAX_LABELS, NodeSpec, Origin, Removal};
+pub use token::{KEPT_AFTER_END, MAX_NOTE_BYTES, MAX_USES, TokenSpec};
 
 /// A volume as its owner wants it, and how it was born.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,42 +211,6 @@ pub struct RouteSpec {
 pub enum RouteKey {
     /// HTTP requests with this `Host` (lower case, no port).
     HttpHost(String),
-}
-
-/// A join token, as every node stores it in order to admit with it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenSpec {
-    /// Its public half.
-    pub id: TokenId,
-    /// Its secret half: the key of the joiner's proof.
-    pub secret: [u8; 32],
-    /// When it ends.
-    pub expires: WallTime,
-    /// Whether it was revoked.
-    pub revoked: bool,
-}
-
-impl std::fmt::Debug for TokenSpec {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TokenSpec")
-            .field("id", &self.id)
-            .field("expires", &self.expires)
-            .field("revoked", &self.revoked)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A node as the cluster admitted it. Which nodes live is [`crate::membership`]'s affair.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeSpec {
-    /// Its store.
-    pub store: StoreId,
-    /// Its name.
-    pub name: Name,
-    /// Its region.
-    pub region: Name,
-    /// Whether it was removed: its certificate is then refused everywhere.
-    pub removed: bool,
 }
 
 /// What a node says of itself to its peers, under 2 KiB in all.

@@ -2,6 +2,7 @@
 //! admits it. It believes nothing from a server whose chain does not end in the authority that
 //! the token pins, and never sends the token's secret.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::exchange::{Admission, Reply, Request};
+use super::exchange::{Admission, Answer, Reply, Request, Takes};
 use super::token::{JoinString, Seed, Token};
 use super::{KnownNode, MAX_REQUEST_BYTES};
 use crate::identity::{Authority, IdentityError, KeyRequest, NodeIdentity};
@@ -42,6 +43,8 @@ pub struct Newcomer {
     pub control: SocketAddr,
     /// Where its data port is reached, likewise.
     pub data: SocketAddr,
+    /// Which of its facts give way to the token's presets.
+    pub takes: Takes,
 }
 
 /// A join that succeeded.
@@ -52,6 +55,10 @@ pub struct Joined {
     /// Nodes to begin with; the first one is the node that admitted this one, at the address
     /// where it was reached.
     pub known: Vec<KnownNode>,
+    /// The name that it was recorded under.
+    pub name: Name,
+    /// The region likewise.
+    pub region: Name,
 }
 
 /// One failed try.
@@ -117,10 +124,13 @@ fn advice(attempts: &[Attempt]) -> &'static str {
 pub async fn join(to: &JoinString, newcomer: &Newcomer) -> Result<Joined, JoinError> {
     let request = KeyRequest::generate(newcomer.store)?;
     let mut attempts = Vec::new();
-    for seed in &to.seeds {
+    let mut seeds: VecDeque<Seed> = to.seeds.iter().cloned().collect();
+    // Members may name others, once: one that is asked twice is asked no further.
+    let mut named = 0;
+    while let Some(seed) = seeds.pop_front() {
         let fail =
             |address, refused, reason| Attempt { seed: seed.clone(), address, refused, reason };
-        let addresses = match resolve(seed).await {
+        let addresses = match resolve(&seed).await {
             Ok(addresses) => addresses,
             Err(reason) => {
                 attempts.push(fail(None, false, reason));
@@ -131,9 +141,16 @@ pub async fn join(to: &JoinString, newcomer: &Newcomer) -> Result<Joined, JoinEr
             tracing::info!(%seed, %address, "asking to join");
             match ask(&to.token, newcomer, &request, address).await {
                 Ok(joined) => return Ok(joined),
-                Err(Failed { refused, reason }) => {
+                Err(Failed { refused, reason, try_at }) => {
                     tracing::warn!(%seed, %address, reason, "could not join here");
                     attempts.push(fail(Some(address), refused, reason));
+                    for other in try_at.into_iter().map(Seed::from) {
+                        let known = attempts.iter().any(|tried| tried.seed == other);
+                        if named < MAX_ADDRESSES && !known && !seeds.contains(&other) {
+                            named += 1;
+                            seeds.push_back(other);
+                        }
+                    }
                 }
             }
         }
@@ -156,11 +173,13 @@ async fn resolve(seed: &Seed) -> Result<Vec<SocketAddr>, String> {
 struct Failed {
     refused: bool,
     reason: String,
+    /// Where the member says that it may be tried instead.
+    try_at: Vec<SocketAddr>,
 }
 
 impl Failed {
     fn unanswered(reason: impl fmt::Display) -> Self {
-        Self { refused: false, reason: reason.to_string() }
+        Self { refused: false, reason: reason.to_string(), try_at: Vec::new() }
     }
 }
 
@@ -182,18 +201,26 @@ async fn ask(
         control: newcomer.control,
         data: newcomer.data,
         csr: key.csr_der.clone(),
+        takes: newcomer.takes,
     };
     let message = request
         .encode(&token.secret, &exporter)
         .filter(|message| message.len() <= MAX_REQUEST_BYTES)
         .ok_or_else(|| Failed::unanswered("the join request could not be encoded"))?;
     let answer = connection.exchange(&message, ANSWER).await.map_err(Failed::unanswered)?;
-    match Reply::decode(&answer) {
-        Ok(Reply::Admitted(admission)) => take(admission, token, newcomer.store, key, at),
-        Ok(Reply::Refused(reason)) => {
-            Err(Failed { refused: true, reason: format!("refused: {}", printable(&reason)) })
+    let Answer { reply, recorded, try_at } = Answer::decode(&answer)
+        .map_err(|e| Failed::unanswered(format!("the member's reply can't be read: {e}")))?;
+    match reply {
+        Reply::Admitted(admission) => {
+            let asked = || (newcomer.name.clone(), newcomer.region.clone());
+            let recorded = recorded.unwrap_or_else(asked);
+            take(admission, token, newcomer.store, key, at, recorded)
         }
-        Err(error) => Err(Failed::unanswered(format!("the member's reply can't be read: {error}"))),
+        Reply::Refused(reason) => Err(Failed {
+            refused: true,
+            reason: format!("refused: {}", printable(&reason)),
+            try_at,
+        }),
     }
 }
 
@@ -204,6 +231,7 @@ fn take(
     store: StoreId,
     key: &KeyRequest,
     at: SocketAddr,
+    (name, region): (Name, Name),
 ) -> Result<Joined, Failed> {
     let wrong = |reason: &str| Failed::unanswered(format!("the member's reply is wrong: {reason}"));
     if <[u8; 32]>::from(Sha256::digest(&admission.authority_cert)) != token.ca {
@@ -228,7 +256,7 @@ fn take(
     first.control.retain(|address| *address != at);
     first.control.insert(0, at);
     known.insert(0, first);
-    Ok(Joined { identity, known })
+    Ok(Joined { identity, known, name, region })
 }
 
 /// A peer's text as a terminal may show it.

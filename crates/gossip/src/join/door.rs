@@ -8,9 +8,9 @@ use std::time::Duration;
 use flocker_base::{BootTime, Name, StoreId, TokenId, WallTime};
 
 use super::doorkeeper::{Roster, TokenSource};
-use super::exchange::{Claim, ExchangeError, MAX_REQUEST_BYTES, Request};
+use super::exchange::{Claim, ExchangeError, MAX_REQUEST_BYTES, MAX_TRY_AT, Request};
 use super::limiter::{Limiter, TRIES};
-use crate::model::NodeSpec;
+use crate::model::{NodeSpec, Origin, TokenSpec};
 
 /// Wrong proofs after which a token is refused at this node until it restarts.
 const WRONG_PROOFS: u8 = 3;
@@ -32,6 +32,17 @@ pub struct Admitted {
     pub data: SocketAddr,
     /// The token that it came with.
     pub token: TokenId,
+}
+
+/// Something that a token fixes for whoever joins with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preset {
+    /// Which: `name` or `region`.
+    pub what: &'static str,
+    /// The token's.
+    pub preset: Name,
+    /// The newcomer's.
+    pub asked: Name,
 }
 
 /// Why a newcomer is not admitted. The text is sent to it.
@@ -77,6 +88,30 @@ pub enum Refusal {
     /// The token has ended.
     #[error("this token expired {} min ago by this node's clock: make a new one with `flocker token create`", .0.as_secs() / 60)]
     Expired(Duration),
+    /// Every use of the token is spent.
+    #[error(
+        "this token was for {0} node(s), and as many have joined with it: make a new one with `flocker token create`"
+    )]
+    UsedUp(u32),
+    /// Only the node that made a token for limited uses admits with it.
+    #[error(
+        "this token is for a limited number of nodes, and only the node that made it, {issuer}, admits with it: join through that node{}",
+        reached_at(at)
+    )]
+    OtherIssuer {
+        /// Its name, or its store where no name is known.
+        issuer: String,
+        /// Where it is reached.
+        at: Vec<SocketAddr>,
+    },
+    /// The node that made the token was removed, and its tokens with it.
+    #[error(
+        "this token was made by a node that has been removed from the cluster, and is void: make a new one with `flocker token create`"
+    )]
+    IssuerRemoved,
+    /// The newcomer names itself otherwise than its token does.
+    #[error("this token is for the {what} '{preset}', and this node asks for '{asked}': leave --{what} out, or make another token", what = .0.what, preset = .0.preset, asked = .0.asked)]
+    Preset(Box<Preset>),
     /// Another node has the name.
     #[error(
         "the name '{name}' is taken by the node with store {holder}: start again with another --name"
@@ -112,8 +147,26 @@ pub enum Refusal {
     Failed(String),
 }
 
+/// Where a node is reached, as the end of a sentence.
+fn reached_at(at: &[SocketAddr]) -> String {
+    let all: Vec<String> = at.iter().map(ToString::to_string).collect();
+    if all.is_empty() { String::new() } else { format!(" at {}", all.join(" or ")) }
+}
+
+impl Refusal {
+    /// Where the newcomer may try instead.
+    pub(super) fn try_at(&self) -> Vec<SocketAddr> {
+        match self {
+            Self::OtherIssuer { at, .. } => at.clone(),
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// One try to join, with the readings it is judged by.
 pub(super) struct Knock<'a> {
+    /// The store of the node that is asked.
+    pub(super) me: StoreId,
     pub(super) boot: BootTime,
     pub(super) wall: WallTime,
     pub(super) remote: SocketAddr,
@@ -126,6 +179,8 @@ pub(super) struct Knock<'a> {
 pub(super) struct Passed {
     pub(super) admitted: Admitted,
     pub(super) csr: Vec<u8>,
+    /// The token, of which a use is to be spent if they are limited.
+    pub(super) token: TokenSpec,
 }
 
 /// A try that did not.
@@ -166,11 +221,17 @@ impl Door {
                 early(Refusal::Unreadable(e.to_string()))
             }
         })?;
-        let token = claim.request.token;
-        self.check_token(&claim, knock, tokens)
-            .and_then(|()| check_node(&claim.request, knock.remote.ip(), roster))
-            .map(|admitted| Passed { admitted, csr: claim.request.csr })
-            .map_err(|refusal| Turned { refusal, token: Some(token) })
+        let id = claim.request.token;
+        let turned = |refusal| Turned { refusal, token: Some(id) };
+        let token = self.check_token(&claim, knock, tokens).map_err(turned)?;
+        check_issuer(&token, knock.me, roster).map_err(turned)?;
+        let admitted = check_node(&claim.request, &token, knock, roster).map_err(turned)?;
+        Ok(Passed { admitted, csr: claim.request.csr, token })
+    }
+
+    /// The tokens that are blocked at this node.
+    pub(super) fn blocked(&self) -> impl Iterator<Item = TokenId> {
+        self.wrong.iter().filter(|(_, count)| **count >= WRONG_PROOFS).map(|(id, _)| *id)
     }
 
     /// Whether a line about this refusal is to be logged, and how many like it were not. Only
@@ -192,7 +253,7 @@ impl Door {
         claim: &Claim<'_>,
         knock: &Knock<'_>,
         tokens: &dyn TokenSource,
-    ) -> Result<(), Refusal> {
+    ) -> Result<TokenSpec, Refusal> {
         let id = claim.request.token;
         let spec = tokens.find(id).ok_or(Refusal::UnknownToken)?;
         if self.wrong.get(&id).is_some_and(|n| *n >= WRONG_PROOFS) {
@@ -208,7 +269,7 @@ impl Door {
         if spec.expires <= knock.wall {
             return Err(Refusal::Expired(knock.wall.saturating_since(spec.expires)));
         }
-        Ok(())
+        Ok(spec)
     }
 
     /// Only tokens that the cluster knows are counted, so a stranger can't fill this memory.
@@ -226,12 +287,53 @@ impl Door {
     }
 }
 
-fn check_node(request: &Request, remote: IpAddr, roster: &dyn Roster) -> Result<Admitted, Refusal> {
-    let named = |what, text: &str| {
-        Name::new(text).map_err(|e| Refusal::BadName { what, why: e.to_string() })
+/// Told only to who has proven the token.
+fn check_issuer(token: &TokenSpec, me: StoreId, roster: &dyn Roster) -> Result<(), Refusal> {
+    let Some(issuer) = token.issuer else {
+        // A limit whose keeper nobody knows can't be kept.
+        return token.uses.map_or(Ok(()), |uses| Err(Refusal::UsedUp(uses)));
     };
-    let name = named("name", &request.name)?;
-    let region = named("region", &request.region)?;
+    if roster.is_removed(issuer) {
+        return Err(Refusal::IssuerRemoved);
+    }
+    if token.uses.is_none() || issuer == me {
+        return Ok(());
+    }
+    let mut at = roster.whereabouts(issuer);
+    at.truncate(MAX_TRY_AT);
+    let name = roster.name_of(issuer);
+    Err(Refusal::OtherIssuer { issuer: name.map_or_else(|| issuer.to_string(), Name::into), at })
+}
+
+/// What the newcomer is recorded under: what it asks for, or the token's preset.
+fn settle(
+    what: &'static str,
+    asked: &str,
+    gives_way: bool,
+    preset: Option<&Name>,
+) -> Result<Name, Refusal> {
+    if let Some(preset) = preset.filter(|_| gives_way) {
+        return Ok(preset.clone());
+    }
+    let asked = Name::new(asked).map_err(|e| Refusal::BadName { what, why: e.to_string() })?;
+    match preset {
+        Some(preset) if *preset != asked => {
+            Err(Refusal::Preset(Box::new(Preset { what, preset: preset.clone(), asked })))
+        }
+        Some(_) | None => Ok(asked),
+    }
+}
+
+fn check_node(
+    request: &Request,
+    token: &TokenSpec,
+    knock: &Knock<'_>,
+    roster: &dyn Roster,
+) -> Result<Admitted, Refusal> {
+    let remote: IpAddr = knock.remote.ip();
+    let takes = request.takes;
+    let name = settle("name", &request.name, takes.name, token.name.as_ref())?;
+    let region = settle("region", &request.region, takes.region, token.region.as_ref())?;
     let store = request.store;
     if roster.is_removed(store) {
         return Err(Refusal::Removed(store));
@@ -243,7 +345,10 @@ fn check_node(request: &Request, remote: IpAddr, roster: &dyn Roster) -> Result<
     Ok(Admitted {
         control: reachable("control", request.control, remote)?,
         data: reachable("data", request.data, remote)?,
-        node: NodeSpec { store, name, region, removed: false },
+        node: NodeSpec {
+            origin: Some(Origin { token: request.token, by: knock.me, at: knock.wall }),
+            ..NodeSpec::new(store, name, region)
+        },
         token: request.token,
     })
 }

@@ -91,6 +91,7 @@ fn newcomer(id: u8) -> Newcomer {
         region: Name::new("eu").expect("name"),
         control: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7001)),
         data: SocketAddr::from(([10, 0, 0, 1], 7002)),
+        takes: Takes::default(),
     }
 }
 
@@ -194,18 +195,20 @@ async fn a_proof_replayed_on_another_connection_is_refused() {
         control: SocketAddr::from(([10, 0, 0, 1], 1)),
         data: SocketAddr::from(([10, 0, 0, 1], 2)),
         csr: key.csr_der.clone(),
+        takes: Takes::default(),
     };
     let message = request.encode(&member.token.secret, &exporter).expect("encodes");
     let second = connect().await.expect("connects");
     let replayed = second.exchange(&message, deadline).await.expect("answered");
-    let Ok(exchange::Reply::Refused(reason)) = exchange::Reply::decode(&replayed) else {
+    let answer = exchange::Answer::decode(&replayed).expect("decodes");
+    let exchange::Reply::Refused(reason) = answer.reply else {
         panic!("admitted by a replay");
     };
     assert!(reason.contains("proof is wrong"), "{reason}");
     assert!(member.cluster.admitted().is_empty());
     let answered = first.exchange(&message, deadline).await.expect("answered");
-    let reply = exchange::Reply::decode(&answered);
-    assert!(matches!(reply, Ok(exchange::Reply::Admitted(_))), "on its own connection it is good");
+    let reply = exchange::Answer::decode(&answered).expect("decodes").reply;
+    assert!(matches!(reply, exchange::Reply::Admitted(_)), "on its own connection it is good");
 }
 
 #[tokio::test]
@@ -243,7 +246,8 @@ async fn hostile_bytes_over_the_wire_are_refused_and_the_door_stays_open() {
         let connection = flocker_quic::connect_to_join(member.at, member.token.ca, deadline);
         let connection = connection.await.expect("connects");
         let reply = connection.exchange(bytes, deadline).await.expect("answered");
-        assert!(matches!(exchange::Reply::decode(&reply), Ok(exchange::Reply::Refused(_))));
+        let answer = exchange::Answer::decode(&reply).expect("decodes");
+        assert!(matches!(answer.reply, exchange::Reply::Refused(_)));
     }
     join(&member.line(&member.token), &newcomer(1)).await.expect("joined");
 }

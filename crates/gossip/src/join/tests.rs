@@ -9,12 +9,14 @@ use flocker_base::{BootTime, Clock, ClusterId, ManualClock, Name, TokenId, WallT
 use proptest::prelude::*;
 
 use super::door::{Door, Knock, Passed};
-use super::exchange::{Admission, Claim, Reply, Request};
+use super::exchange::{Admission, Answer, Claim, Reply, Request};
 use super::limiter::{Limiter, MAX_ADDRESSES, TRIES, WINDOW};
 use super::*;
 use crate::control::JoinHandler;
 use crate::identity::{Authority, KeyRequest, NodeIdentity};
 use crate::model::TokenSpec;
+
+mod tokens;
 
 const NOW: WallTime = WallTime::from_millis(1_800_000_000_000);
 const BOOT: BootTime = BootTime::from_millis(5_000);
@@ -41,16 +43,12 @@ pub(super) struct Cluster {
     removed: Vec<StoreId>,
     admitted: Mutex<Vec<Admitted>>,
     full_disk: bool,
+    counts: Option<Redemptions>,
 }
 
 impl Cluster {
     pub(super) fn with_token() -> Self {
-        let token = TokenSpec {
-            id: token_id(),
-            secret: SECRET,
-            expires: NOW + Duration::from_secs(3600),
-            revoked: false,
-        };
+        let token = TokenSpec::new(token_id(), SECRET, NOW + Duration::from_secs(3600));
         Self { tokens: Mutex::new(vec![token]), ..Self::default() }
     }
 
@@ -66,6 +64,10 @@ impl Cluster {
 impl TokenSource for Cluster {
     fn find(&self, id: TokenId) -> Option<TokenSpec> {
         self.tokens.lock().expect("lock").iter().find(|t| t.id == id).cloned()
+    }
+
+    fn redeem(&self, token: TokenId, key: [u8; 32]) -> Result<u32, RedeemError> {
+        self.counts.as_ref().ok_or(RedeemError::NotKept)?.redeem(token, key)
     }
 }
 
@@ -101,6 +103,7 @@ fn request() -> Request {
         control: SocketAddr::from(([10, 0, 0, 1], 4523)),
         data: SocketAddr::from(([10, 0, 0, 1], 4524)),
         csr: vec![1, 2, 3],
+        takes: Takes::default(),
     }
 }
 
@@ -111,7 +114,14 @@ fn message(change: impl FnOnce(&mut Request)) -> Vec<u8> {
 }
 
 fn knock<'a>(message: &'a [u8], from: u8) -> Knock<'a> {
-    Knock { boot: BOOT, wall: NOW, remote: remote(from), exporter: &EXPORTER, message }
+    Knock {
+        me: store(100),
+        boot: BOOT,
+        wall: NOW,
+        remote: remote(from),
+        exporter: &EXPORTER,
+        message,
+    }
 }
 
 fn judge(cluster: &Cluster, message: &[u8]) -> Result<Passed, Refusal> {
@@ -197,13 +207,13 @@ fn a_good_request_passes_as_it_was_made() {
 fn a_request_of_another_form_is_refused() {
     let cluster = Cluster::with_token();
     assert!(matches!(refusal(&cluster, &[0; MAX_REQUEST_BYTES + 1]), Refusal::TooLarge(_)));
-    for bad in [&[][..], &[1], &[1; 33], &[2; 200]] {
+    for bad in [&[][..], &[1], &[1; 33], &[9; 200]] {
         assert!(matches!(refusal(&cluster, bad), Refusal::Unreadable(_)));
     }
     let mut longer = message(|_| ());
     longer.push(0);
     assert!(matches!(refusal(&cluster, &longer), Refusal::Unreadable(_)));
-    let text = refusal(&cluster, &[2; 200]).to_string();
+    let text = refusal(&cluster, &[9; 200]).to_string();
     assert!(text.contains("same version"), "{text}");
 }
 
@@ -247,12 +257,11 @@ fn three_wrong_proofs_block_the_token_here_and_no_other() {
     let turned = door.judge(&knock(&good, 4), &cluster, &cluster).expect_err("refused");
     assert_eq!(turned.refusal, Refusal::Blocked);
     let other = TokenId::from_bytes([7; 16]);
-    cluster.tokens.lock().expect("lock").push(TokenSpec {
-        id: other,
-        secret: SECRET,
-        expires: NOW + Duration::from_secs(1),
-        revoked: false,
-    });
+    cluster.tokens.lock().expect("lock").push(TokenSpec::new(
+        other,
+        SECRET,
+        NOW + Duration::from_secs(1),
+    ));
     assert!(door.judge(&knock(&message(|r| r.token = other), 5), &cluster, &cluster).is_ok());
 }
 
@@ -360,7 +369,7 @@ fn desk(cluster: Cluster) -> Desk {
 
 async fn answer(desk: &Desk, message: Vec<u8>) -> Reply {
     let reply = desk.keeper.on_join(remote(1), EXPORTER, Bytes::from(message)).await;
-    Reply::decode(&reply).expect("a reply")
+    Answer::decode(&reply).expect("a reply").reply
 }
 
 #[tokio::test]
@@ -425,7 +434,7 @@ fn the_wire_forms_are_fixed() {
         "7ac87c08cb258c1c333ba4ca6de92def4fc18c4008549b90296a3fbdf6e59d8d",
         "the proof is HMAC-SHA256 (RFC 2104) of 'flocker join v1', exporter and body"
     );
-    let reply = Reply::Refused("no".to_owned()).encode().expect("encodes");
+    let reply = Answer::refused("no".to_owned()).encode(1).expect("encodes");
     assert_eq!(reply, [1, 1, 2, b'n', b'o']);
     let admission = Admission {
         cluster: ClusterId::from_bytes([1; 16]),
@@ -442,7 +451,11 @@ fn the_wire_forms_are_fixed() {
     golden.extend([1, 3, 2, 4, 4, 1, 5, 1, 16]);
     golden.extend([6; 16]);
     golden.extend([1, 0, 10, 0, 0, 1, 0xab, 0x23, 0]);
-    assert_eq!(Reply::Admitted(admission).encode().expect("encodes"), golden);
+    let answer = Answer { reply: Reply::Admitted(admission), recorded: None, try_at: Vec::new() };
+    assert_eq!(answer.encode(1).expect("encodes"), golden);
+    golden[0] = 2;
+    golden.push(0);
+    assert_eq!(answer.encode(2).expect("encodes"), golden, "with no extras");
 }
 
 proptest! {
@@ -464,11 +477,11 @@ proptest! {
     #[test]
     fn hostile_requests_are_refused_without_a_panic(
         bytes in proptest::collection::vec(any::<u8>(), 0..600),
-        versioned: bool,
+        version in 0_u8..4,
     ) {
         let mut bytes = bytes;
-        if versioned && !bytes.is_empty() {
-            bytes[0] = 1;
+        if version > 0 && !bytes.is_empty() {
+            bytes[0] = version;
         }
         prop_assert!(judge(&Cluster::with_token(), &bytes).is_err());
     }
@@ -490,9 +503,12 @@ proptest! {
     }
 
     #[test]
-    fn hostile_replies_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-        let mut versioned = vec![1];
+    fn hostile_replies_do_not_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..600),
+        version in 1_u8..3,
+    ) {
+        let mut versioned = vec![version];
         versioned.extend(bytes);
-        let _ = Reply::decode(&versioned);
+        let _ = Answer::decode(&versioned);
     }
 }

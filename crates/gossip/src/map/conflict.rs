@@ -97,8 +97,17 @@ const fn field_name(kind: Kind, field: FieldId) -> &'static str {
         (Kind::TOKEN, 1) => "secret",
         (Kind::TOKEN, 2) => "expires",
         (Kind::TOKEN, 3) => "revoked",
+        (Kind::TOKEN, 4) => "issuer",
+        (Kind::TOKEN, 5) => "uses",
+        (Kind::TOKEN, 6) => "uses left",
+        (Kind::TOKEN, 10) => "end",
         (Kind::NODE, 2) => "region",
         (Kind::NODE, 3) => "removed",
+        (Kind::NODE, 4) => "removal",
+        (Kind::NODE, 5) => "origin",
+        (Kind::NODE, super::typed::members::FIRST_LABEL..=super::typed::members::LAST_LABEL) => {
+            "label"
+        }
         _ => "unknown field",
     }
 }

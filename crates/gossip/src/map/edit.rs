@@ -1,16 +1,20 @@
 //! Typed edits and what they write: the fields that change and no other. Pure; it must never
 //! write a field whose value stays, since that would settle or reorder what others did.
 
-use flocker_base::{ServiceId, StoreId, VolumeId};
+use flocker_base::{ServiceId, StoreId, TokenId, VolumeId};
 
 use super::MapError;
-use super::key::RecordKey;
+use super::key::{Kind, RecordKey};
 use super::record::{FieldId, Intent, IntentState, Record, Tombstone};
 use super::register::Register;
 use super::stamp::Stamp;
 use super::typed::{self, NAME, Typed};
 use super::view::MapView;
 use crate::model::{NodeSpec, RouteKey, RouteSpec, ServiceSpec, TokenSpec, VolumeSpec};
+
+mod members;
+
+pub use members::{NodeChange, TokenChange};
 
 /// A change that someone wants.
 #[derive(Clone, Debug)]
@@ -29,8 +33,16 @@ pub enum Edit {
     DeleteRoute(RouteKey),
     /// Creates the token or changes what differs.
     PutToken(TokenSpec),
+    /// Changes one thing of a token.
+    ChangeToken(TokenId, TokenChange),
+    /// Deletes the token. No change if it is deleted.
+    DeleteToken(TokenId),
     /// Creates the node or changes what differs.
     PutNode(NodeSpec),
+    /// The same for a node that is admitted: a removed one is refused.
+    AdmitNode(NodeSpec),
+    /// Changes one thing of a node.
+    ChangeNode(StoreId, NodeChange),
     /// Settles a conflict: the value that is shown replaces all others.
     Settle {
         /// The record.
@@ -59,7 +71,9 @@ impl Edit {
             Self::PutRoute(spec) => RouteSpec::key_of(&spec.key),
             Self::DeleteRoute(key) => RouteSpec::key_of(key),
             Self::PutToken(spec) => TokenSpec::key_of(&spec.id),
-            Self::PutNode(spec) => NodeSpec::key_of(&spec.store),
+            Self::ChangeToken(id, _) | Self::DeleteToken(id) => TokenSpec::key_of(id),
+            Self::PutNode(spec) | Self::AdmitNode(spec) => NodeSpec::key_of(&spec.store),
+            Self::ChangeNode(store, _) => NodeSpec::key_of(store),
             Self::Settle { key, .. } => key.clone(),
         }
     }
@@ -89,8 +103,18 @@ impl Edit {
                 put(spec, &mut intent, author)?;
             }
             Self::PutToken(spec) => put(spec, &mut intent, author)?,
+            Self::ChangeToken(_, change) => {
+                members::change_token(&key, change, intent.as_mut(), author)?;
+            }
             Self::PutNode(spec) => put(spec, &mut intent, author)?,
-            Self::DeleteVolume(_) | Self::DeleteService(_) | Self::DeleteRoute(_) => {
+            Self::AdmitNode(spec) => members::admit_node(spec, &mut intent, author)?,
+            Self::ChangeNode(_, change) => {
+                members::change_node(&key, change, intent.as_mut(), author)?;
+            }
+            Self::DeleteVolume(_)
+            | Self::DeleteService(_)
+            | Self::DeleteRoute(_)
+            | Self::DeleteToken(_) => {
                 let intent = intent.as_mut().ok_or(MapError::Unknown { key: key.clone() })?;
                 let (stamp, actor) = (author.stamp, author.actor);
                 let label = label_of(&key, intent);
@@ -149,6 +173,10 @@ fn check_birth(spec: &VolumeSpec, present: Option<&Intent>) -> Result<(), MapErr
 }
 
 fn label_of(key: &RecordKey, intent: &Intent) -> String {
+    // A token's first field is its secret, which must not outlive it.
+    if key.kind() == Kind::TOKEN {
+        return String::new();
+    }
     let shown = typed::shown(key.kind(), intent);
     let name = shown.get(&NAME).and_then(|bytes| postcard::from_bytes::<String>(bytes).ok());
     name.unwrap_or_default()

@@ -16,6 +16,7 @@ mod edits;
 mod encoding;
 mod laws;
 mod replay;
+mod members;
 mod sync;
 
 pub(super) const NOON: WallTime = WallTime::from_millis(1_700_000_000_000);
@@ -82,12 +83,12 @@ pub(super) fn route(host: &str, service: u8) -> RouteSpec {
 
 pub(super) fn token(number: u8) -> TokenSpec {
     let id = TokenId::from_bytes([number; 16]);
-    TokenSpec { id, secret: [7; 32], expires: NOON + Duration::from_secs(3_600), revoked: false }
+    TokenSpec::new(id, [7; 32], NOON + Duration::from_secs(3_600))
 }
 
 pub(super) fn node(number: u8, called: &str) -> NodeSpec {
     let store = store_id(number);
-    NodeSpec { store, name: name(called), region: name("eu"), removed: false }
+    NodeSpec::new(store, name(called), name("eu"))
 }
 
 pub(super) fn placement(volume: u32, epoch: Epoch, sequence: u64, holder: u8) -> Placement {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use flocker_base::{Name, ServiceId, StoreId, TokenId, VolumeId};
+use flocker_base::{Name, ServiceId, VolumeId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -15,9 +15,7 @@ use super::key::{Kind, RecordKey};
 use super::record::{FieldId, Intent, Placed};
 use super::register::Sibling;
 use super::stamp::Stamp;
-use crate::model::{
-    NodeSpec, Placement, RouteKey, RouteSpec, ServiceSpec, TokenSpec, VolumePolicy, VolumeSpec,
-};
+use crate::model::{Placement, RouteKey, RouteSpec, ServiceSpec, VolumePolicy, VolumeSpec};
 
 /// The field that holds a record's name, in every kind that has one.
 pub const NAME: FieldId = 1;
@@ -127,6 +125,9 @@ macro_rules! key_by_uuid {
     };
 }
 
+// After the macro that it uses.
+pub(in crate::map) mod members;
+
 impl Typed for VolumeSpec {
     const KIND: Kind = Kind::VOLUME;
     key_by_uuid!(VolumeId);
@@ -231,58 +232,6 @@ impl Typed for RouteSpec {
 
     fn read(key: RouteKey, fields: &Fields) -> Result<Self, Unreadable> {
         Ok(Self { key, service: get(fields, 2)? })
-    }
-}
-
-impl Typed for TokenSpec {
-    const KIND: Kind = Kind::TOKEN;
-    key_by_uuid!(TokenId);
-
-    fn id(&self) -> TokenId {
-        self.id
-    }
-
-    fn fields(&self) -> Fields {
-        let mut fields = Fields::new();
-        put(&mut fields, 1, &self.secret);
-        put(&mut fields, 2, &self.expires);
-        put(&mut fields, 3, &self.revoked);
-        fields
-    }
-
-    fn read(id: TokenId, fields: &Fields) -> Result<Self, Unreadable> {
-        let (secret, expires) = (get(fields, 1)?, get(fields, 2)?);
-        Ok(Self { id, secret, expires, revoked: get(fields, 3)? })
-    }
-}
-
-impl Typed for NodeSpec {
-    const KIND: Kind = Kind::NODE;
-    key_by_uuid!(StoreId);
-
-    fn id(&self) -> StoreId {
-        self.store
-    }
-
-    fn fields(&self) -> Fields {
-        let mut fields = Fields::new();
-        put(&mut fields, NAME, &self.name);
-        put(&mut fields, 2, &self.region);
-        put(&mut fields, 3, &self.removed);
-        fields
-    }
-
-    fn read(store: StoreId, fields: &Fields) -> Result<Self, Unreadable> {
-        let (name, region) = (get(fields, NAME)?, get(fields, 2)?);
-        Ok(Self { store, name, region, removed: get(fields, 3)? })
-    }
-
-    fn name_mut(&mut self) -> Option<&mut Name> {
-        Some(&mut self.name)
-    }
-
-    fn claims_name(&self) -> bool {
-        !self.removed
     }
 }
 

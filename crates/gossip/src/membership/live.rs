@@ -154,12 +154,8 @@ async fn a_mesh_grows_from_one_line_and_a_removed_node_is_suspected() {
     let now = SystemClock.wall();
     let cluster = ClusterId::from_bytes([1; 16]);
     let authority = Authority::generate(cluster, now).expect("authority");
-    let spec = TokenSpec {
-        id: TokenId::from_bytes([3; 16]),
-        secret: [4; 32],
-        expires: now + Duration::from_secs(600),
-        revoked: false,
-    };
+    let spec =
+        TokenSpec::new(TokenId::from_bytes([3; 16]), [4; 32], now + Duration::from_secs(600));
     let token = Token::new(&spec, &authority);
     let founder = NodeIdentity::found(cluster, store(1), authority, now).expect("identity");
     let mut mesh = Mesh::default();
@@ -177,6 +173,7 @@ async fn a_mesh_grows_from_one_line_and_a_removed_node_is_suspected() {
             region: name("eu"),
             control: at,
             data: at,
+            takes: crate::join::Takes::default(),
         };
         let joined = join(&line, &newcomer).await.expect("joined");
         assert_eq!(joined.known[0].store, store(id - 1));
