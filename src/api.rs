@@ -11,21 +11,30 @@
 pub mod client;
 pub mod error;
 pub mod export;
+pub mod nodes;
 pub mod requests;
 pub mod server;
 pub mod socket;
 pub mod status;
+pub mod tokens;
 
 pub use error::{ApiError, ErrorCode};
 pub use export::{ExportRequest, Exported};
+pub use nodes::{
+    NodeDetails, NodeInfo, NodeJoined, NodeLabel, NodeLabelled, NodeList, NodeOperations,
+    NodeRemove, NodeRemoved, NodeState, NodeVolume,
+};
 pub use requests::{
     Change, ChangeKind, ChangedRecord, DeployReply, DeployRequest, Destination, MoveEvent,
-    MoveReport, MoveRequest, Progress, Removed, ServiceList, StepState, TokenCreate, TokenCreated,
-    Version, VolumeList,
+    MoveReport, MoveRequest, Progress, Removed, ServiceList, StepState, Version, VolumeList,
 };
 pub use status::{
     Attention, BranchStatus, ClusterStatus, Liveness, NodeStatus, OperationStatus, ReplicaStatus,
     RouteStatus, ServiceState, ServiceStatus, Severity, Status, VolumeState, VolumeStatus,
+};
+pub use tokens::{
+    TokenCreate, TokenCreated, TokenList, TokenOperations, TokenRevoke, TokenState, TokenStatus,
+    TokensRevoked,
 };
 
 use async_trait::async_trait;
@@ -40,7 +49,7 @@ use crate::manifest::Deployment;
 /// The server runs the calls that change something to their end even when the caller goes away,
 /// so an implementation needs no protection of its own against a lost client.
 #[async_trait]
-pub trait Operations: Send + Sync + 'static {
+pub trait Operations: TokenOperations + NodeOperations {
     /// The mesh as this node sees it. Live peers are asked for what only they know; one that does
     /// not answer within 150 ms is left out, and the status says so.
     async fn status(&self) -> Result<Status, ApiError>;
@@ -65,9 +74,6 @@ pub trait Operations: Send + Sync + 'static {
         request: MoveRequest,
         progress: mpsc::Sender<Progress>,
     ) -> Result<MoveReport, ApiError>;
-
-    /// Makes a join token, with the line to run on the next node.
-    async fn create_token(&self, request: TokenCreate) -> Result<TokenCreated, ApiError>;
 
     /// Writes a snapshot or a branch that this node holds into a new folder.
     async fn export(&self, request: ExportRequest) -> Result<Exported, ApiError>;

@@ -12,6 +12,8 @@ mod args;
 mod commands;
 mod failure;
 mod help;
+mod joining;
+mod members;
 pub mod options;
 mod output;
 mod place;
@@ -131,7 +133,8 @@ async fn ask(context: &Context, command: Command) -> Result<(), Ended> {
         Command::Service(args) => commands::service(context, &args).await,
         Command::Volume(args) => commands::volume(context, &args).await,
         Command::Move(args) => commands::relocate(context, args).await,
-        Command::Token(args) => commands::token(context, &args).await,
+        Command::Token(args) => members::token(context, &args).await,
+        Command::Node(args) => members::node(context, &args).await,
         _ => commands::version(context).await,
     }
 }

@@ -12,8 +12,8 @@ use flocker::api::socket::ApiSocket;
 use flocker::api::{
     ApiError, Attention, Change, ChangeKind, ChangedRecord, ClusterStatus, DeployReply,
     Destination, ErrorCode, ExportRequest, Exported, MoveReport, MoveRequest, Operations, Progress,
-    Removed, ServiceList, ServiceState, ServiceStatus, Severity, Status, StepState, TokenCreate,
-    TokenCreated, Version, VolumeList,
+    Removed, ServiceList, ServiceState, ServiceStatus, Severity, Status, StepState, Version,
+    VolumeList,
 };
 use flocker::manifest::Deployment;
 use flocker_base::{ClusterId, Epoch, Name, ServiceId, WallTime};
@@ -146,10 +146,6 @@ impl Operations for Fake {
         }
     }
 
-    async fn create_token(&self, request: TokenCreate) -> Result<TokenCreated, ApiError> {
-        Ok(TokenCreated { join: "flk1-x@h".to_owned(), valid_for_ms: request.valid_for_ms })
-    }
-
     async fn export(&self, _: ExportRequest) -> Result<Exported, ApiError> {
         Err(ApiError::not_found("no such branch"))
     }
@@ -158,6 +154,9 @@ impl Operations for Fake {
         Version { version: "9.9.9".to_owned(), node: name("eu-1") }
     }
 }
+
+#[path = "cli/members.rs"]
+mod members;
 
 /// A folder with an agent that answers in it.
 struct Agent {
@@ -206,6 +205,12 @@ async fn every_command_has_help_that_teaches() {
         &["volume", "ls"],
         &["move"],
         &["token", "create"],
+        &["token", "ls"],
+        &["token", "revoke"],
+        &["node", "ls"],
+        &["node", "show"],
+        &["node", "rm"],
+        &["node", "label"],
         &["demo"],
         &["version"],
     ] {
@@ -341,6 +346,15 @@ async fn data_comes_for_people_and_for_programs() {
         (&["service", "ls", "-o", "json"], "flocker.services/1"),
         (&["volume", "ls", "--json"], "flocker.volumes/1"),
         (&["token", "create", "--json"], "flocker.token/1"),
+        (&["token", "ls", "--json"], "flocker.tokens/1"),
+        (
+            &["token", "revoke", "abababababababababababababababab", "--json"],
+            "flocker.tokens-revoked/1",
+        ),
+        (&["node", "ls", "--json"], "flocker.nodes/1"),
+        (&["node", "show", "eu-1", "--json"], "flocker.node/1"),
+        (&["node", "rm", "eu-1", "-y", "--json"], "flocker.node-removed/1"),
+        (&["node", "label", "eu-1", "rack=r7", "--json"], "flocker.node-labels/1"),
         (&["version", "--json"], "flocker.versions/1"),
         (&["service", "rm", "tally", "-y", "--json"], "flocker.removed/1"),
     ] {
@@ -353,6 +367,7 @@ async fn data_comes_for_people_and_for_programs() {
     assert_eq!(agent.run(&["volume", "ls", "-q"]).await.1, "");
     assert_eq!(agent.run(&["token", "create", "-q"]).await.1, "flk1-x@h\n");
     assert_eq!(agent.run(&["token", "create"]).await.1, "flocker up --join flk1-x@h\n");
+    agent.tells_of_tokens_and_nodes().await;
     let (code, _, err) = agent.run(&["service", "rm", "web", "-y"]).await;
     let line = "error: there is no service 'web'; 'flocker service ls' lists them\n";
     assert_eq!((code, err.as_str()), (5, line));

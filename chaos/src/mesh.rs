@@ -66,7 +66,7 @@ impl Mesh {
         let first = nodes.next().context("a mesh has a node at least")?;
         first.start(None)?;
         first.wait_until_up().await?;
-        let life = TokenCreate { valid_for_ms: 10 * 60 * 1000 };
+        let life = TokenCreate::lasting(10 * 60 * 1000);
         let token = first.client().create_token(&life).await.context("cannot make a token")?;
         for node in nodes {
             node.start(Some(&token.join))?;

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use flocker_base::{Name, StoreId, TokenId, VolumeId};
-use flocker_gossip::join::Token;
+use flocker_base::{Name, StoreId, VolumeId};
 use flocker_gossip::map::Edit;
 use flocker_gossip::membership::Liveness;
-use flocker_gossip::model::{RouteKey, ServiceSpec, TokenSpec, VolumeSpec};
+use flocker_gossip::model::{RouteKey, ServiceSpec, VolumeSpec};
 use tokio::sync::mpsc;
 
 use super::allocate::Candidate;
@@ -19,12 +18,12 @@ use super::deploy::{self, Existing};
 use super::moving::{Move, ask};
 use super::parts::Parts;
 use super::reports::gather;
+use super::revocation;
 use super::rpc::{Reply, Request};
 use super::status;
 use crate::api::{
     ApiError, DeployReply, Destination, ErrorCode, ExportRequest, Exported, MoveReport,
-    MoveRequest, Operations, Progress, Removed, ServiceList, Status, TokenCreate, TokenCreated,
-    Version, VolumeList,
+    MoveRequest, Operations, Progress, Removed, ServiceList, Status, Version, VolumeList,
 };
 use crate::manifest::Deployment;
 
@@ -32,8 +31,6 @@ use crate::manifest::Deployment;
 const EDIT_DEADLINE: Duration = Duration::from_secs(5);
 /// Time between two looks at a move that runs on another node.
 const WATCH_EVERY: Duration = Duration::from_millis(50);
-/// Longest life of a token.
-const LONGEST_TOKEN: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a peer that runs a move may be silent before the watcher gives up on it.
 const WATCH_PATIENCE: u32 = 100;
 
@@ -48,11 +45,14 @@ pub(super) struct AgentOperations {
 #[async_trait]
 impl Operations for AgentOperations {
     async fn status(&self) -> Result<Status, ApiError> {
-        Ok(status::build(&gather(&self.parts).await))
+        let mut status = status::build(&gather(&self.parts).await);
+        revocation::attend(&self.parts, &mut status);
+        Ok(status)
     }
 
     async fn deploy(&self, deployment: Deployment) -> Result<DeployReply, ApiError> {
         let parts = &self.parts;
+        revocation::member(parts)?;
         let existing = existing(parts);
         let (now, candidates) = (parts.clock.wall(), candidates(parts));
         let plan = deploy::plan(&deployment, &existing, &candidates, now, || parts.random10())?;
@@ -96,6 +96,7 @@ impl Operations for AgentOperations {
 
     async fn remove_service(&self, service: Name) -> Result<Removed, ApiError> {
         let parts = &self.parts;
+        revocation::member(parts)?;
         let spec = find_service(parts, &service)?;
         let view = parts.map_view();
         let keys: Vec<RouteKey> = view
@@ -133,6 +134,7 @@ impl Operations for AgentOperations {
         progress: mpsc::Sender<Progress>,
     ) -> Result<MoveReport, ApiError> {
         let parts = &self.parts;
+        revocation::member(parts)?;
         let spec = find_service(parts, &request.service)?;
         let master = match remote_master(parts, spec.volume.volume) {
             Some(master) => master,
@@ -147,31 +149,6 @@ impl Operations for AgentOperations {
             }
         };
         watch(parts, master, operation, &progress).await
-    }
-
-    async fn create_token(&self, request: TokenCreate) -> Result<TokenCreated, ApiError> {
-        let life = Duration::from_millis(request.valid_for_ms);
-        if life.is_zero() || life > LONGEST_TOKEN {
-            return Err(ApiError::new(
-                ErrorCode::Usage,
-                "a token lives for a millisecond at least and 30 days at most",
-            ));
-        }
-        let parts = &self.parts;
-        let now = parts.clock.wall();
-        let spec = TokenSpec {
-            id: TokenId::new(now, parts.random10()),
-            secret: parts.random32(),
-            expires: now + life,
-            revoked: false,
-        };
-        let token = Token { id: spec.id, secret: spec.secret, ca: self.ca_fingerprint };
-        parts
-            .map
-            .edit(vec![Edit::PutToken(spec)])
-            .map_err(|e| ApiError::internal(e.to_string()))?;
-        let join = format!("{token}@{}", parts.seeds.join(","));
-        Ok(TokenCreated { join, valid_for_ms: request.valid_for_ms })
     }
 
     async fn export(&self, request: ExportRequest) -> Result<Exported, ApiError> {

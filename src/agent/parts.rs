@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use flocker_base::{BootTime, Clock, ClusterId, Epoch, Name, ServiceId, StoreId, VolumeId};
 use flocker_gossip::control::Wire;
+use flocker_gossip::join::{BlockedTokens, Redemptions};
 use flocker_gossip::lease::{LeaseView, Leases};
 use flocker_gossip::map::{Map, MapView};
 use flocker_gossip::membership::{Liveness, View};
@@ -25,6 +26,7 @@ use super::certificate::Certificate;
 use super::hands::Hands;
 use super::masters::Masters;
 use super::promoted::Promoted;
+use super::revocation::RemovedFlag;
 use super::routing::{Serving, route_table};
 use super::signals::Board;
 use crate::engine::{Engine, Instance};
@@ -47,6 +49,8 @@ pub(super) struct Parts {
     pub(super) members: watch::Receiver<Arc<View>>,
     pub(super) wire: Arc<dyn Wire>,
     pub(super) control_peers: Peers,
+    pub(super) redemptions: Redemptions,
+    pub(super) blocked: BlockedTokens,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) replicator: Replicator,
     pub(super) proxy: Proxy,
@@ -63,6 +67,8 @@ pub(super) struct Parts {
     pub(super) busy: Mutex<HashSet<VolumeId>>,
     /// Whether this agent is about to end: it takes nothing over any more.
     pub(super) leaving: AtomicBool,
+    /// Whether this node was removed from the cluster and has heard of it.
+    pub(super) removed: RemovedFlag,
     /// The services that are frozen for a snapshot at this moment.
     pub(super) snapshotting: Arc<Mutex<HashSet<ServiceId>>>,
     /// Wakes the reconcile loop.

@@ -22,11 +22,13 @@ use super::error::{ApiError, ErrorCode};
 use super::export::{ExportRequest, Exported};
 use super::requests::{
     DeployReply, DeployRequest, MoveEvent, MoveReport, MoveRequest, Progress, Removed, ServiceList,
-    TokenCreate, TokenCreated, Version, VolumeList,
+    Version, VolumeList,
 };
 use super::status::Status;
 use super::{Envelope, Schema};
 use crate::manifest::Deployment;
+
+mod members;
 
 /// Largest document read.
 const MAX_DOCUMENT: usize = 64 * 1024 * 1024;
@@ -102,14 +104,6 @@ impl Client {
     /// As [`Self::status`].
     pub async fn volumes(&self) -> Result<VolumeList, ApiError> {
         self.call(Method::GET, "/v1/volumes", None::<&()>, Effect::Reads).await
-    }
-
-    /// Makes a join token.
-    ///
-    /// # Errors
-    /// As [`Self::status`].
-    pub async fn create_token(&self, request: &TokenCreate) -> Result<TokenCreated, ApiError> {
-        self.call(Method::POST, "/v1/tokens", Some(request), Effect::Changes).await
     }
 
     /// Exports a snapshot or a branch.

@@ -191,35 +191,6 @@ pub struct MoveReport {
     pub elapsed_ms: u64,
 }
 
-/// Make a join token.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenCreate {
-    /// How long it is to be good for.
-    pub valid_for_ms: u64,
-}
-
-/// A join token. It is a secret.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenCreated {
-    /// The token with this node's addresses, as `--join` takes it.
-    pub join: String,
-    /// How long it is good for.
-    pub valid_for_ms: u64,
-}
-
-impl Schema for TokenCreated {
-    const SCHEMA: &'static str = "flocker.token/1";
-}
-
-impl std::fmt::Debug for TokenCreated {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TokenCreated")
-            .field("valid_for_ms", &self.valid_for_ms)
-            .finish_non_exhaustive()
-    }
-}
-
 /// What an agent's binary is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {

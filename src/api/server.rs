@@ -32,9 +32,11 @@ use tokio_util::task::TaskTracker;
 
 use super::error::{ApiError, ErrorCode};
 use super::export::ExportRequest;
-use super::requests::{DeployRequest, MoveEvent, MoveRequest, Progress, TokenCreate};
+use super::requests::{DeployRequest, MoveEvent, MoveRequest, Progress};
 use super::socket::ApiSocket;
 use super::{Envelope, Operations, Schema};
+
+mod members;
 
 /// Limits of the API.
 #[derive(Clone, Debug)]
@@ -145,9 +147,9 @@ fn router(server: Arc<Server>) -> Router {
         .route("/v1/services/{name}", delete(remove_service))
         .route("/v1/volumes", get(volumes))
         .route("/v1/moves", post(moves))
-        .route("/v1/tokens", post(tokens))
         .route("/v1/exports", post(exports))
         .route("/v1/version", get(version))
+        .merge(members::routes())
         .fallback(no_such_call)
         .method_not_allowed_fallback(no_such_call)
         .with_state(server)
@@ -188,15 +190,6 @@ async fn remove_service(State(server): Shared, Path(name): Path<String>) -> Resp
     };
     let operations = Arc::clone(&server.operations);
     answer(server.to_the_end(async move { operations.remove_service(name).await }).await)
-}
-
-async fn tokens(State(server): Shared, request: Request) -> Response {
-    let body: TokenCreate = match server.body(request).await {
-        Ok(body) => body,
-        Err(error) => return answer::<Envelopeless>(Err(error)),
-    };
-    let operations = Arc::clone(&server.operations);
-    answer(server.to_the_end(async move { operations.create_token(body).await }).await)
 }
 
 async fn exports(State(server): Shared, request: Request) -> Response {

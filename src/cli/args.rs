@@ -11,6 +11,10 @@ use super::help;
 use super::options::Advertise;
 use super::style::ColourChoice;
 
+mod members;
+
+pub(super) use members::{Node, NodeLabel, NodeRm, Token, TokenCreate, TokenRevoke};
+
 /// A masterless mesh of identical servers. Services run with their volumes, and the volumes
 /// follow them.
 #[derive(Debug, Parser)]
@@ -118,9 +122,12 @@ pub(super) enum Command {
     /// Move a service with its volume to another node, without failing a request.
     #[command(long_about = help::MOVE, after_long_help = help::relocate())]
     Move(Move),
-    /// Let new nodes join.
+    /// Let new nodes join: make, list and revoke join tokens.
     #[command(subcommand, arg_required_else_help = true)]
     Token(Token),
+    /// List, label and remove nodes.
+    #[command(subcommand, arg_required_else_help = true)]
+    Node(Node),
     /// See it work: three agents on this machine, a move and a failover under load.
     #[command(long_about = help::DEMO, after_long_help = help::demo())]
     Demo(Demo),
@@ -147,6 +154,18 @@ pub(super) struct Up {
     /// Read the same from a file; `-` is the standard input.
     #[arg(long, value_name = "FILE")]
     pub(super) join_file: Option<PathBuf>,
+    /// The token alone; `--join HOSTS` or `--seeds` then says where. Better given as FLOCKER_TOKEN.
+    #[arg(
+        long,
+        env = "FLOCKER_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN",
+        conflicts_with = "token_file"
+    )]
+    pub(super) token: Option<String>,
+    /// Read the token alone from a file; `-` is the standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
     /// The node's name [default: the host name].
     #[arg(long, value_name = "NAME")]
     pub(super) name: Option<Name>,
@@ -297,29 +316,6 @@ pub(super) struct Move {
     /// The region that it is to go to: the best node there is taken.
     #[arg(long, value_name = "REGION")]
     pub(super) region: Option<Name>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Token {
-    /// Make a join token and print the command to run on a new node.
-    #[command(long_about = help::TOKEN_CREATE, after_long_help = help::token_create())]
-    Create(TokenCreate),
-}
-
-#[derive(Debug, Args)]
-pub(super) struct TokenCreate {
-    /// How long it is good for, from `1m` to `30d`.
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = token_life)]
-    pub(super) expires: Duration,
-}
-
-fn token_life(text: &str) -> Result<Duration, String> {
-    let range = Duration::from_secs(60)..=Duration::from_secs(30 * 86_400);
-    match humantime::parse_duration(text) {
-        Ok(span) if range.contains(&span) => Ok(span),
-        Ok(_) => Err("a token lives from 1m to 30d".to_owned()),
-        Err(error) => Err(format!("{error}; give a time such as 1h")),
-    }
 }
 
 #[derive(Debug, Args)]

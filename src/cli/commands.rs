@@ -13,15 +13,14 @@ use super::style::Style;
 use super::{failure, place, render};
 use crate::api::client::Client;
 use crate::api::{
-    ApiError, Destination, ErrorCode, ExportRequest, MoveEvent, MoveRequest, Schema, TokenCreate,
-    Version,
+    ApiError, Destination, ErrorCode, ExportRequest, MoveEvent, MoveRequest, Schema, Version,
 };
 use crate::manifest;
 
 /// Time for commands that only read.
-const READING: Duration = Duration::from_secs(10);
+pub(super) const READING: Duration = Duration::from_secs(10);
 /// Time for commands that change something.
-const CHANGING: Duration = Duration::from_secs(60);
+pub(super) const CHANGING: Duration = Duration::from_secs(60);
 /// Time for a move.
 const MOVING: Duration = Duration::from_secs(600);
 
@@ -54,13 +53,13 @@ impl Context {
         self.global.socket.clone().unwrap_or_else(place::socket)
     }
 
-    fn client(&self, usual: Duration) -> Client {
+    pub(super) fn client(&self, usual: Duration) -> Client {
         Client::new(self.socket(), self.global.timeout.unwrap_or(usual))
     }
 }
 
 /// Gives way to Ctrl-C. `after` says what the agent does all the same.
-async fn unless_interrupted<T>(
+pub(super) async fn unless_interrupted<T>(
     work: impl Future<Output = Result<T, ApiError>>,
     after: &str,
 ) -> Result<T, ApiError> {
@@ -72,8 +71,8 @@ async fn unless_interrupted<T>(
     }
 }
 
-const NOTHING_CHANGED: &str = "nothing was changed";
-const MAY_GO_ON: &str = "the agent may go on with it: see 'flocker status'";
+pub(super) const NOTHING_CHANGED: &str = "nothing was changed";
+pub(super) const MAY_GO_ON: &str = "the agent may go on with it: see 'flocker status'";
 
 pub(super) async fn status(context: &Context, args: &args::Status) -> Result<(), Ended> {
     let client = context.client(READING);
@@ -220,23 +219,6 @@ pub(super) async fn relocate(context: &Context, args: args::Move) -> Result<(), 
         Ok(())
     } else {
         output::result(&render::moved(&report))
-    }
-}
-
-pub(super) async fn token(context: &Context, args: &args::Token) -> Result<(), Ended> {
-    let args::Token::Create(args) = args;
-    let valid_for_ms = u64::try_from(args.expires.as_millis()).unwrap_or(u64::MAX);
-    let client = context.client(CHANGING);
-    let request = TokenCreate { valid_for_ms };
-    let token = unless_interrupted(client.create_token(&request), MAY_GO_ON).await?;
-    if context.json() {
-        output::document(token)
-    } else if context.quiet() {
-        output::result(&format!("{}\n", token.join))
-    } else {
-        let span = humantime::format_duration(Duration::from_millis(token.valid_for_ms));
-        output::note(&format!("Run this on the new node within {span}; treat it as a password:"));
-        output::result(&format!("flocker up --join {}\n", token.join))
     }
 }
 

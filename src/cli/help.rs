@@ -9,6 +9,10 @@ use ErrorCode::{
     NoAgent, NotFound, TimedOut,
 };
 
+mod members;
+
+pub(super) use members::*;
+
 /// A deployment file that shows what there is.
 pub(super) const SAMPLE: &str = "\
 services:
@@ -80,11 +84,6 @@ Writes a volume's newest snapshot into a folder that it makes, or with --branch 
 deposed master had not replicated and that were kept. It reads what is on this node: run it where \
 'flocker status' shows the branch. Nothing in the mesh changes.";
 
-pub(super) const TOKEN_CREATE: &str = "\
-Makes a join token and prints the command to run on a new node. The token pins this cluster's \
-certificate authority and carries a secret: whoever has it can join until it expires, and a node \
-of the mesh is as good as root on all of them. It is good for any number of nodes.";
-
 pub(super) const DEMO: &str = "\
 Runs three agents on this machine as separate processes, in two regions, deploys a small stateful \
 service, drives load through all of them, moves the service under that load, kills its node, and \
@@ -123,8 +122,8 @@ Exit codes:
 Files and variables:
   State is in /var/lib/flocker, the socket in /run/flocker/flocker.sock; for other users than root
   in ~/.local/state/flocker and $XDG_RUNTIME_DIR. Whoever can use the socket is as good as root of
-  the cluster. FLOCKER_SOCKET, FLOCKER_STATE_DIR, FLOCKER_JOIN, FLOCKER_SEEDS, FLOCKER_LOG and
-  FLOCKER_ASCII stand for the flags of those names. NO_COLOR and CLICOLOR_FORCE are heeded."
+  the cluster. FLOCKER_SOCKET, FLOCKER_STATE_DIR, FLOCKER_JOIN, FLOCKER_TOKEN, FLOCKER_SEEDS,
+  FLOCKER_LOG and FLOCKER_ASCII stand for the flags of those names. NO_COLOR and CLICOLOR_FORCE are heeded."
     )
 }
 
@@ -133,6 +132,10 @@ pub(super) fn up() -> String {
         &[
             ("The first node, in region 'eu':", "flocker up --region eu"),
             ("A node that joins:", "flocker up --region us --join flk1-...@10.0.0.1,10.0.0.2"),
+            (
+                "The same without a secret that other users see:",
+                "FLOCKER_TOKEN=$(cat token) flocker up --join 10.0.0.1,10.0.0.2",
+            ),
         ],
         &[FileMissing, AddressInUse, AlreadyRunning],
     )
@@ -211,16 +214,6 @@ pub(super) fn volume_export() -> String {
             ("The newest snapshot here:", "flocker volume export data --to ./data"),
         ],
         &[NoAgent, NotFound],
-    )
-}
-
-pub(super) fn token_create() -> String {
-    page(
-        &[
-            ("Let a machine join within the hour:", "flocker token create"),
-            ("Only what '--join' takes, good for a day:", "flocker token create --expires 1d -q"),
-        ],
-        &[NoAgent],
     )
 }
 

@@ -3,10 +3,12 @@
 //! What is not known is `?`. Text from elsewhere never reaches a terminal with control characters
 //! in it.
 
+mod members;
 mod mesh;
 mod tables;
 mod words;
 
+pub use members::{node, nodes, removal, tokens};
 pub use mesh::status;
 pub use tables::{services, volumes};
 

@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use super::args::{self, Http, LogFormat};
 use super::commands::Context;
 use super::options::UpOptions;
-use super::{failure, place};
+use super::{failure, joining, place};
 use crate::api::{ApiError, ErrorCode};
 
 /// Largest seed or join file.
@@ -29,9 +29,10 @@ pub(super) fn options(context: &Context, args: args::Up) -> Result<UpOptions, Ap
         Some(path) => Some(read(path, "the join file")?.trim().to_owned()),
         None => args.join,
     };
-    if let Some(join) = &join {
-        check_join(join)?;
-    }
+    let token = match &args.token_file {
+        Some(path) => Some(read(path, "the token file")?.trim().to_owned()),
+        None => args.token,
+    };
     // An empty variable is no seed, and a list may end with a comma.
     let mut seeds: Vec<String> = args.seeds.iter().map(|seed| seed.trim().to_owned()).collect();
     seeds.retain(|seed| !seed.is_empty());
@@ -41,6 +42,9 @@ pub(super) fn options(context: &Context, args: args::Up) -> Result<UpOptions, Ap
         seeds.extend(lines.filter(|line| !line.is_empty()).map(str::to_owned));
     }
     check_seeds(&seeds)?;
+    let state_dir = args.state_dir.unwrap_or_else(place::state_dir);
+    let has_joined = state_dir.join("identity").exists();
+    let join = joining::line(join, token, &seeds, has_joined)?;
     let default_name = place::node_name()
         .map_err(|error| ApiError::new(ErrorCode::Usage, error.to_string()).hint("give --name"))?;
     Ok(UpOptions {
@@ -48,7 +52,7 @@ pub(super) fn options(context: &Context, args: args::Up) -> Result<UpOptions, Ap
         name: args.name,
         default_name,
         region: args.region,
-        state_dir: args.state_dir.unwrap_or_else(place::state_dir),
+        state_dir,
         socket: context.socket(),
         bind: args.bind,
         control_port: args.control_port,
@@ -68,18 +72,6 @@ fn http(given: Option<Http>) -> Option<SocketAddr> {
         None if place::is_root() => Some((IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80).into()),
         None => Some((IpAddr::V4(Ipv4Addr::LOCALHOST), 8080).into()),
     }
-}
-
-/// The form alone; what the token says is the agent's affair. The token itself is never shown.
-fn check_join(join: &str) -> Result<(), ApiError> {
-    let good = join.split_once('@').is_some_and(|(token, hosts)| {
-        !token.is_empty() && !hosts.is_empty() && !join.contains(char::is_whitespace)
-    });
-    if good {
-        return Ok(());
-    }
-    Err(ApiError::new(ErrorCode::Usage, "the join string has not the form TOKEN@HOST[:PORT],...")
-        .hint("copy the whole line that 'flocker token create' printed"))
 }
 
 fn check_seeds(seeds: &[String]) -> Result<(), ApiError> {
@@ -131,12 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn join_strings_and_seeds_are_checked_by_their_form() {
-        check_join("flk1-abc@10.0.0.1,[::1]:4523").expect("good");
-        for bad in ["flk1-abc", "@host", "flk1-abc@", "flk1-abc@a b"] {
-            let error = check_join(bad).expect_err(bad);
-            assert!(!error.to_string().contains("abc"), "a token is never shown");
-        }
+    fn seeds_are_checked_by_their_form() {
         check_seeds(&["a:1".to_owned(), "[::1]:4523".to_owned()]).expect("good");
         assert!(check_seeds(&[String::new()]).is_err());
         assert!(check_seeds(&["a b".to_owned()]).is_err());

@@ -73,7 +73,7 @@ impl Stage {
         first.wait_until_up(&*self.clock).await?;
         let token = first
             .client()
-            .create_token(&TokenCreate { valid_for_ms: 10 * 60 * 1_000 })
+            .create_token(&TokenCreate::lasting(10 * 60 * 1_000))
             .await
             .context("cannot make a join token")?;
         let secret = token.join.split('@').next().unwrap_or_default().to_owned();

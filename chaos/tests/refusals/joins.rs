@@ -36,7 +36,7 @@ pub(crate) async fn all(case: &mut Case<'_>) -> Result<()> {
 }
 
 async fn token(case: &Case<'_>, node: usize, life: Duration) -> Result<JoinString> {
-    let request = TokenCreate { valid_for_ms: flocker_chaos::millis(life) };
+    let request = TokenCreate::lasting(flocker_chaos::millis(life));
     let made = case.mesh.nodes()[node].client().create_token(&request).await;
     let made = made.context("cannot make a token")?;
     made.join.parse().context("the agent's own join string is refused")

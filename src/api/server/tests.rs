@@ -10,7 +10,7 @@ use super::*;
 use crate::api::client::Client;
 use crate::api::{
     ClusterStatus, DeployReply, ExportRequest, Exported, MoveReport, Removed, ServiceList, Status,
-    StepState, TokenCreated, Version, VolumeList,
+    StepState, Version, VolumeList,
 };
 use crate::manifest::Deployment;
 
@@ -89,10 +89,6 @@ impl Operations for Fake {
         })
     }
 
-    async fn create_token(&self, request: TokenCreate) -> Result<TokenCreated, ApiError> {
-        Ok(TokenCreated { join: "flk1-x@h".to_owned(), valid_for_ms: request.valid_for_ms })
-    }
-
     async fn export(&self, request: ExportRequest) -> Result<Exported, ApiError> {
         if request.branch.is_some() {
             return Err(ApiError::not_found("no such branch").hint("list them"));
@@ -104,6 +100,8 @@ impl Operations for Fake {
         Version { version: "9.9.9".to_owned(), node: name("eu-1") }
     }
 }
+
+mod members;
 
 struct Running {
     folder: tempfile::TempDir,
@@ -157,7 +155,7 @@ async fn every_call_is_answered() {
     let export = ExportRequest { branch: Some("tail".to_owned()), ..export };
     let error = client.export(&export).await.expect_err("no such branch");
     assert_eq!(error.code, ErrorCode::NotFound);
-    let token = client.create_token(&TokenCreate { valid_for_ms: 5 }).await.expect("token");
+    let token = client.create_token(&crate::api::TokenCreate::lasting(5)).await.expect("token");
     assert_eq!(token.valid_for_ms, 5);
     assert!(client.deploy(Deployment::default()).await.expect("deploy").changes.is_empty());
     let error = client.remove_service(&name("web")).await.expect_err("refused");
