@@ -43,26 +43,30 @@ mod guarding;
 mod hands;
 mod home;
 mod leaving;
+mod lookup;
 mod masters;
 mod moving;
+mod nodes;
 mod observed;
 mod operations;
 mod parts;
 mod promoted;
 pub mod reconcile;
 mod reports;
+mod revocation;
 mod routing;
 pub mod rpc;
 mod seeds;
 mod signals;
 pub mod status;
+mod tokens;
 mod volumes;
 
 use advertised::Advertised;
 use answers::{Answers, Moves};
 use certificate::Certificate;
 use control_plane::{ControlPlane, ControlThread, Setup};
-use data_port::DataDialer;
+use data_port::{DataDialer, DataPort};
 use fence::LeaseFence;
 use guarding::LeaseGate;
 use hands::Hands;
@@ -71,6 +75,7 @@ use masters::Masters;
 use operations::AgentOperations;
 use parts::{Parts, Ready};
 use promoted::Promoted;
+use revocation::{RemovedFlag, Revocation};
 
 use crate::api::server::{ServerConfig, serve};
 use crate::api::socket::ApiSocket;
@@ -170,7 +175,7 @@ impl Agent {
         let endpoints = vec![plane.endpoint.clone(), endpoint.clone()];
         let certificate = Arc::new(Certificate::of(home, endpoints, Arc::clone(&clock)));
         let data_peers = Peers::new(endpoint.clone(), plane.book.data());
-        let dialer = DataDialer::new(data_peers.clone());
+        let dialer = DataDialer::new(data_peers.clone(), Arc::clone(&plane.standing.admission));
         let fence = LeaseFence {
             leases: plane.leases.clone(),
             map: plane.map.clone(),
@@ -208,6 +213,8 @@ impl Agent {
             members: plane.members.clone(),
             wire: Arc::clone(&plane.wire),
             control_peers: plane.peers.clone(),
+            redemptions: plane.standing.redemptions.clone(),
+            blocked: plane.standing.blocked.clone(),
             backend,
             replicator,
             proxy,
@@ -222,6 +229,7 @@ impl Agent {
             instances: Mutex::default(),
             busy: Mutex::default(),
             leaving: AtomicBool::new(false),
+            removed: RemovedFlag::default(),
             snapshotting: Arc::default(),
             wake,
             passed: watch::Sender::new(0),
@@ -238,11 +246,24 @@ impl Agent {
         freeze_lead: Duration,
     ) {
         let parts = &self.parts;
-        let (p, e) = (Arc::clone(parts), endpoint);
+        let revocation = Arc::new(Revocation {
+            parts: Arc::clone(parts),
+            data_peers: peers.clone(),
+            book: plane.book.clone(),
+            refused: plane.standing.refused.clone(),
+        });
+        self.supervisor
+            .spawn("revocation", move |stop| revocation::run(Arc::clone(&revocation), stop));
+        let (p, e, admission) = (Arc::clone(parts), endpoint, plane.standing.admission);
         self.supervisor.spawn("data port", move |stop| {
             let (p, e, peers) = (Arc::clone(&p), e.clone(), peers.clone());
+            let port = DataPort {
+                replicator: p.replicator.clone(),
+                proxy: p.proxy.clone(),
+                admission: Arc::clone(&admission),
+            };
             async move {
-                data_port::run(e.clone(), peers, p.replicator.clone(), p.proxy.clone(), stop).await;
+                data_port::run(e.clone(), peers, port, stop).await;
                 e.close();
                 Ok(())
             }
@@ -261,6 +282,8 @@ impl Agent {
         let p = Arc::clone(parts);
         self.supervisor
             .spawn("guard deadlines", move |stop| guarding::run(Arc::clone(&p), freeze_lead, stop));
+        let p = Arc::clone(parts);
+        self.supervisor.spawn("tokens", move |stop| tokens::clear(Arc::clone(&p), stop));
         let events = Arc::new(tokio::sync::Mutex::new(plane.lease_events));
         let p = Arc::clone(parts);
         self.supervisor.spawn("volumes", move |stop| {

@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 
 use crate::agent::rpc;
 use crate::api::{
-    ApiError, DeployRequest, Destination, ExportRequest, MoveEvent, MoveRequest, Status,
-    TokenCreate,
+    ApiError, DeployRequest, Destination, ExportRequest, MoveEvent, MoveRequest, NodeLabel,
+    NodeRemove, Status, TokenCreate, TokenRevoke,
 };
 use crate::engine::ProcessGroup;
 use crate::guard::wire::{self, Extension, Phase, Protected, WireError};
@@ -128,6 +128,9 @@ fn api(input: &[u8]) {
     }
     document::<MoveRequest>(input);
     document::<TokenCreate>(input);
+    document::<TokenRevoke>(input);
+    document::<NodeRemove>(input);
+    document::<NodeLabel>(input);
     document::<ExportRequest>(input);
     document::<MoveEvent>(input);
     document::<Status>(input);
@@ -159,7 +162,13 @@ fn documents() -> Vec<Vec<u8>> {
     let written = [
         serde_json::to_vec(&DeployRequest { deployment }),
         serde_json::to_vec(&MoveRequest { service: name("web"), to }),
-        serde_json::to_vec(&TokenCreate { valid_for_ms: 60_000 }),
+        serde_json::to_vec(&TokenCreate { uses: Some(2), ..TokenCreate::lasting(60_000) }),
+        serde_json::to_vec(&TokenRevoke { tokens: vec!["5be1a3f9".to_owned()] }),
+        serde_json::to_vec(&NodeRemove { node: "eu-2".to_owned(), force: true }),
+        serde_json::to_vec(&NodeLabel {
+            node: "eu-2".to_owned(),
+            labels: [("rack".to_owned(), Some("r7".to_owned())), ("disk".to_owned(), None)].into(),
+        }),
         serde_json::to_vec(&ExportRequest {
             volume: name("data"),
             branch: None,

@@ -9,20 +9,25 @@ use flocker_base::{Clock, Name, StoreId, TokenId};
 use flocker_gossip::addresses::AddressBookStore;
 use flocker_gossip::control::{Admission, Control, Handler, Kind, Wire};
 use flocker_gossip::identity::NodeIdentity;
-use flocker_gossip::join::{Admitted, Doorkeeper, KnownNode, Roster, Seed, TokenSource};
+use flocker_gossip::join::{
+    Admitted, BlockedTokens, Doorkeeper, KnownNode, RedeemError, Redemptions, Roster, Seed,
+    TokenSource,
+};
 use flocker_gossip::lease::{self, LeaseConfig, LeaseEvent, Leases};
-use flocker_gossip::map::Map;
 use flocker_gossip::map::sync::{self, PeerView};
+use flocker_gossip::map::{Edit, Map, TokenChange};
 use flocker_gossip::membership::{Liveness, LocalNode, Membership, MembershipConfig, View};
 use flocker_gossip::model::{NodeFacts, NodeSpec, TokenSpec};
 use flocker_gossip::seeds::Seeker;
+use flocker_gossip::store::StateDb;
 use flocker_quic::{Endpoint, EndpointConfig, Peers};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
 use super::advertised::{self, Advertised};
 use super::home::Home;
+use super::revocation::{Refused, without_removed};
 
 /// What the control plane is made from.
 pub(super) struct Setup {
@@ -45,6 +50,15 @@ pub(super) struct ControlPlane {
     pub(super) lease_events: mpsc::Receiver<LeaseEvent>,
     pub(super) members: watch::Receiver<Arc<View>>,
     pub(super) book: AddressBookStore,
+    pub(super) standing: Standing,
+}
+
+/// What is kept of who may be of the cluster.
+pub(super) struct Standing {
+    pub(super) redemptions: Redemptions,
+    pub(super) blocked: BlockedTokens,
+    pub(super) admission: Arc<dyn Admission>,
+    pub(super) refused: Refused,
 }
 
 /// The thread that it runs on.
@@ -110,14 +124,13 @@ pub(super) async fn start(home: &Home, setup: Setup) -> Result<(ControlPlane, Co
 /// Puts this node into the map, if it is not there or has changed.
 fn introduce(home: &Home, map: &Map) -> Result<()> {
     let store = home.db.store_id();
-    let spec =
-        NodeSpec { store, name: home.name.clone(), region: home.region.clone(), removed: false };
+    let spec = NodeSpec::new(store, home.name.clone(), home.region.clone());
     // What the map already says of this node is not said again. A joiner says the same as the node
     // that admitted it, and equal values are no conflict.
     if map.view().node(&store).is_some() {
         return Ok(());
     }
-    map.edit(vec![flocker_gossip::map::Edit::PutNode(spec)]).context("cannot record this node")
+    map.edit(vec![Edit::PutNode(spec)]).context("cannot record this node")
 }
 
 fn run_thread(
@@ -154,7 +167,7 @@ fn run_thread(
 
 struct Builder {
     node: NodeIdentity,
-    db: flocker_gossip::store::StateDb,
+    db: StateDb,
     name: Name,
     region: Name,
     map: Map,
@@ -170,19 +183,17 @@ impl Builder {
         let Self { node, db, name, region, map, book, seeds, setup } = self;
         let identity = node.to_quic();
         let endpoint = listen(&setup, &identity)?;
-        let cluster = identity.cluster;
-        let mesh = Arc::new(MeshRecords {
-            me: identity.store,
-            advertised: setup.advertised,
-            map: map.clone(),
-            book: book.clone(),
-        });
+        let mesh = Arc::new(MeshRecords::of(&setup, &db, &map, &book));
         let control = Control::new(endpoint.clone(), book.control(), mesh.clone());
         let wire = control.wire();
         let facts = facts(name, region, &setup);
         let advertised = setup.advertised;
-        let local =
-            LocalNode { cluster, incarnation: db.incarnation(), facts, seeds: book.stores() };
+        let local = LocalNode {
+            cluster: identity.cluster,
+            incarnation: db.incarnation(),
+            facts,
+            seeds: book.stores(),
+        };
         let (membership, member_handler) = Membership::new(
             MembershipConfig::default(),
             local,
@@ -202,7 +213,9 @@ impl Builder {
             Arc::clone(&setup.clock),
             lease_seed,
         )?;
-        let doorkeeper = Doorkeeper::new(node, mesh.clone(), mesh, Arc::clone(&setup.clock));
+        let clock = Arc::clone(&setup.clock);
+        let doorkeeper = Doorkeeper::new(node, mesh.clone(), mesh.clone(), clock);
+        let standing = mesh.standing(doorkeeper.blocked());
         let control = control
             .handle(Kind::Membership, member_handler)
             .handle(Kind::MapPush, push)
@@ -214,28 +227,21 @@ impl Builder {
         let seeker = Seeker::new(&endpoint, &peers, &book, &members, seeds, &setup.clock);
         let lease_events = leases.events();
         let mut work = JoinSet::new();
-        let token = || stop.clone();
-        let t = token();
-        work.spawn(async move { ("map", map_sync.run(t).await.map_err(Into::into)) });
-        let t = token();
-        work.spawn(async move { ("seeds", seeker.run(t).await.map_err(Into::into)) });
-        let follow = advertised::follow(advertised, membership.clone(), book.clone(), token());
-        work.spawn(async move { ("addresses", follow.await) });
-        let t = token();
-        work.spawn(async move {
-            driver.run(t).await;
-            ("leases", Ok(()))
-        });
-        // The endpoint ends after membership, which says goodbye over it.
-        let t = CancellationToken::new();
-        let served = t.clone().drop_guard();
-        work.spawn(async move {
-            control.run(t).await;
-            ("endpoint", Ok(()))
-        });
-        spawn_membership(&mut work, membership, map.clone(), stop, served);
-        let plane =
-            ControlPlane { endpoint, wire, peers, map, leases, lease_events, members, book };
+        spawn_map_and_leases(&mut work, map_sync, driver, stop);
+        spawn_seeking(&mut work, seeker, advertised, &membership, &book, stop);
+        spawn_membership(&mut work, membership, map.clone(), control, stop);
+        let members = spawn_list(&mut work, db.store_id(), members, &map, stop);
+        let plane = ControlPlane {
+            endpoint,
+            wire,
+            peers,
+            map,
+            leases,
+            lease_events,
+            members,
+            book,
+            standing,
+        };
         Ok((plane, work))
     }
 }
@@ -257,13 +263,70 @@ fn facts(name: Name, region: Name, setup: &Setup) -> NodeFacts {
     }
 }
 
+fn spawn_map_and_leases(
+    work: &mut Work,
+    map_sync: sync::MapSync,
+    driver: lease::LeaseDriver,
+    stop: &CancellationToken,
+) {
+    let t = stop.clone();
+    work.spawn(async move { ("map", map_sync.run(t).await.map_err(Into::into)) });
+    let t = stop.clone();
+    work.spawn(async move {
+        driver.run(t).await;
+        ("leases", Ok(()))
+    });
+}
+
+/// Where nodes are found, and where this one is.
+fn spawn_seeking(
+    work: &mut Work,
+    seeker: Seeker,
+    advertised: Advertised,
+    membership: &Membership,
+    book: &AddressBookStore,
+    stop: &CancellationToken,
+) {
+    let t = stop.clone();
+    work.spawn(async move { ("seeds", seeker.run(t).await.map_err(Into::into)) });
+    let follow = advertised::follow(advertised, membership.clone(), book.clone(), stop.clone());
+    work.spawn(async move { ("addresses", follow.await) });
+}
+
+/// The list of members, which names none that was removed.
+fn spawn_list(
+    work: &mut Work,
+    me: StoreId,
+    members: watch::Receiver<Arc<View>>,
+    map: &Map,
+    stop: &CancellationToken,
+) -> watch::Receiver<Arc<View>> {
+    let (shown, follow) = without_removed(me, members, map);
+    let t = stop.clone();
+    work.spawn(async move {
+        let ended = tokio::select! {
+            ended = follow => ended,
+            () = t.cancelled() => Ok(()),
+        };
+        ("list of members", ended)
+    });
+    shown
+}
+
 fn spawn_membership(
     work: &mut Work,
     membership: Membership,
     map: Map,
+    control: Control,
     stop: &CancellationToken,
-    endpoint: DropGuard,
 ) {
+    // The endpoint ends after membership, which says goodbye over it.
+    let until = CancellationToken::new();
+    let endpoint = until.clone().drop_guard();
+    work.spawn(async move {
+        control.run(until).await;
+        ("endpoint", Ok(()))
+    });
     let (t, m) = (stop.clone(), membership.clone());
     work.spawn(async move {
         let result = m.run(t).await.map_err(Into::into);
@@ -307,17 +370,57 @@ struct MeshRecords {
     advertised: Advertised,
     map: Map,
     book: AddressBookStore,
+    redemptions: Redemptions,
+    clock: Arc<dyn Clock>,
+    refused: Refused,
+}
+
+impl MeshRecords {
+    fn of(setup: &Setup, db: &StateDb, map: &Map, book: &AddressBookStore) -> Self {
+        Self {
+            me: db.store_id(),
+            advertised: setup.advertised,
+            map: map.clone(),
+            book: book.clone(),
+            redemptions: Redemptions::new(db.database()),
+            clock: Arc::clone(&setup.clock),
+            refused: Refused::default(),
+        }
+    }
+
+    fn standing(self: &Arc<Self>, blocked: BlockedTokens) -> Standing {
+        Standing {
+            redemptions: self.redemptions.clone(),
+            blocked,
+            admission: Arc::<Self>::clone(self),
+            refused: self.refused.clone(),
+        }
+    }
 }
 
 impl Admission for MeshRecords {
     fn is_removed(&self, store: StoreId) -> bool {
         self.map.view().node(&store).is_some_and(|n| n.spec.removed)
     }
+
+    fn refused_by(&self, peer: StoreId) {
+        self.refused.hear(peer);
+    }
 }
 
 impl TokenSource for MeshRecords {
     fn find(&self, id: TokenId) -> Option<TokenSpec> {
         self.map.view().token(&id).map(|t| t.spec.clone())
+    }
+
+    fn redeem(&self, token: TokenId, key: [u8; 32]) -> Result<u32, RedeemError> {
+        let left = self.redemptions.redeem(token, key)?;
+        // The count here decides; what the map says of it is for people.
+        let told = TokenChange::UsesLeft { left, at: self.clock.wall() };
+        if let Err(error) = self.map.edit([Edit::ChangeToken(token, told)]) {
+            tracing::warn!(%token, %error, "could not tell the cluster how many uses are left");
+        }
+        Ok(left)
     }
 }
 
@@ -331,6 +434,14 @@ impl Roster for MeshRecords {
         Admission::is_removed(self, store)
     }
 
+    fn name_of(&self, store: StoreId) -> Option<Name> {
+        self.map.view().node(&store).map(|n| n.spec.name.clone())
+    }
+
+    fn whereabouts(&self, store: StoreId) -> Vec<SocketAddr> {
+        self.book.control().addresses(store)
+    }
+
     fn known(&self) -> Vec<KnownNode> {
         let me = KnownNode {
             store: self.me,
@@ -342,7 +453,7 @@ impl Roster for MeshRecords {
     }
 
     fn admit(&self, admitted: &Admitted) -> Result<(), String> {
-        let edit = flocker_gossip::map::Edit::PutNode(admitted.node.clone());
+        let edit = Edit::AdmitNode(admitted.node.clone());
         self.map.edit(vec![edit]).map_err(|e| e.to_string())?;
         self.book
             .learn(admitted.node.store, &[admitted.control], &[admitted.data])

@@ -10,8 +10,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use flocker_base::StoreId;
+use flocker_gossip::control::Admission;
 use flocker_proxy::Proxy;
-use flocker_quic::{Accepted, CloseCode, Connection, Endpoint, Peers, RecvStream, SendStream};
+use flocker_quic::{
+    Accepted, CloseCode, Connection, Endpoint, Peers, REMOVED, RecvStream, SendStream,
+};
 use flocker_replicate::Replicator;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::task::JoinSet;
@@ -34,6 +37,7 @@ enum Use {
 #[derive(Clone)]
 pub(super) struct DataDialer {
     peers: Peers,
+    admission: Arc<dyn Admission>,
 }
 
 impl std::fmt::Debug for DataDialer {
@@ -43,11 +47,14 @@ impl std::fmt::Debug for DataDialer {
 }
 
 impl DataDialer {
-    pub(super) const fn new(peers: Peers) -> Self {
-        Self { peers }
+    pub(super) fn new(peers: Peers, admission: Arc<dyn Admission>) -> Self {
+        Self { peers, admission }
     }
 
     async fn open(&self, to: StoreId, for_what: Use) -> io::Result<DataStream> {
+        if self.admission.is_removed(to) {
+            return Err(io::Error::other("that node was removed from the cluster"));
+        }
         let connection =
             self.peers.connection(to, CONNECT_DEADLINE).await.map_err(io::Error::other)?;
         let (mut send, recv) = connection.open_bi().await.map_err(io::Error::other)?;
@@ -70,16 +77,32 @@ impl flocker_proxy::Dial for DataDialer {
     }
 }
 
+/// Who takes what arrives on the data port, and from whom nothing is taken.
+pub(super) struct DataPort {
+    pub(super) replicator: Replicator,
+    pub(super) proxy: Proxy,
+    pub(super) admission: Arc<dyn Admission>,
+}
+
+impl DataPort {
+    /// Whether the peer is of the cluster; if it was removed, its connection is closed.
+    fn counts(&self, connection: &Connection) -> bool {
+        let removed = self.admission.is_removed(connection.peer());
+        if removed {
+            tracing::warn!(
+                peer = %connection.peer(), remote = %connection.remote_addr(),
+                "refused a data connection: this node was removed from the cluster"
+            );
+            connection.close(CloseCode::NotAMember, REMOVED);
+        }
+        !removed
+    }
+}
+
 /// Serves the data port until told to stop.
-pub(super) async fn run(
-    endpoint: Endpoint,
-    peers: Peers,
-    replicator: Replicator,
-    proxy: Proxy,
-    stop: CancellationToken,
-) {
+pub(super) async fn run(endpoint: Endpoint, peers: Peers, port: DataPort, stop: CancellationToken) {
     let mut connections = JoinSet::new();
-    let services = Arc::new((replicator, proxy));
+    let services = Arc::new(port);
     loop {
         let connection = tokio::select! {
             () = stop.cancelled() => return,
@@ -91,6 +114,9 @@ pub(super) async fn run(
             }
             accepted = endpoint.accept() => match accepted {
                 Some(Accepted::Peer(connection)) => {
+                    if !services.counts(&connection) {
+                        continue;
+                    }
                     peers.adopt(connection.clone());
                     connection
                 }
@@ -108,7 +134,7 @@ pub(super) async fn run(
 
 /// Serves the streams that a peer opens on one connection. Their number is bounded by the
 /// endpoint's configuration.
-async fn serve(connection: Connection, services: Arc<(Replicator, Proxy)>) {
+async fn serve(connection: Connection, services: Arc<DataPort>) {
     let from = connection.peer();
     let mut streams = JoinSet::new();
     loop {
@@ -122,6 +148,7 @@ async fn serve(connection: Connection, services: Arc<(Replicator, Proxy)>) {
             }
         };
         match accepted {
+            Ok(_) if !services.counts(&connection) => return,
             Ok((send, recv)) => {
                 let services = Arc::clone(&services);
                 streams.spawn(async move {
@@ -130,18 +157,23 @@ async fn serve(connection: Connection, services: Arc<(Replicator, Proxy)>) {
             }
             Err(reason) => {
                 tracing::debug!(from = %from.short(), %reason, "a data connection ended");
+                if connection.refused_as_no_member() {
+                    services.admission.refused_by(from);
+                }
                 return;
             }
         }
     }
 }
 
-async fn serve_stream(from: StoreId, mut stream: DataStream, services: &(Replicator, Proxy)) {
+async fn serve_stream(from: StoreId, mut stream: DataStream, services: &DataPort) {
     let first = tokio::time::timeout(FIRST_BYTE_DEADLINE, stream.recv.read_u8()).await;
     match first {
-        Ok(Ok(b)) if b == Use::Replicate as u8 => services.0.serve(from, Box::new(stream)).await,
+        Ok(Ok(b)) if b == Use::Replicate as u8 => {
+            services.replicator.serve(from, Box::new(stream)).await;
+        }
         Ok(Ok(b)) if b == Use::Forward as u8 => {
-            services.1.serve_forwarded(from, Box::new(stream)).await;
+            services.proxy.serve_forwarded(from, Box::new(stream)).await;
         }
         Ok(Ok(other)) => {
             tracing::warn!(from = %from.short(), other, "a data stream of no known use: refused");

@@ -125,6 +125,7 @@ fn info(parts: &Parts, spec: &NodeSpec) -> NodeInfo {
         _ if is_self => NodeState::Live,
         Some(Liveness::Live) => NodeState::Live,
         Some(Liveness::Suspected) => NodeState::Suspected,
+        Some(Liveness::Left) => NodeState::Left,
         None => NodeState::Unknown,
     };
     let since_removal = spec.removal.map(|r| millis(now.saturating_since(r.at)));

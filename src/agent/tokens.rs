@@ -72,7 +72,7 @@ impl TokenOperations for AgentOperations {
         let mut tokens: Vec<TokenStatus> =
             view.tokens().map(|t| status(parts, &view, &t.spec, now)).collect();
         // Ids are ordered by their time.
-        tokens.sort_by(|a, b| b.id.cmp(&a.id));
+        tokens.sort_by_key(|token| std::cmp::Reverse(token.id));
         Ok(TokenList { viewed_from: parts.name.clone(), tokens })
     }
 

@@ -102,6 +102,9 @@ impl Loop {
     /// Looks at every volume once and starts what is to be done.
     async fn look(&mut self) {
         self.parts.refresh_instances().await;
+        if self.parts.removed.is_set() {
+            return self.wind_down();
+        }
         let view = self.parts.map_view();
         let mut duties = Vec::new();
         let mut seen = BTreeSet::new();
@@ -239,6 +242,24 @@ impl Loop {
         locked(&self.parts.busy).insert(volume);
         let work = work(Arc::clone(&self.parts));
         self.steps.spawn(async move { (volume, work.await) });
+    }
+
+    /// This node was removed from the cluster: it asks for nothing, sends nothing, and nothing runs
+    /// here but what is being stopped in good order. What is on the disk stays as it is.
+    fn wind_down(&mut self) {
+        let view = self.parts.map_view();
+        for volume in view.volumes() {
+            self.parts.leases.stand_down(volume.spec.id);
+        }
+        let gripped: BTreeSet<VolumeId> = locked(&self.parts.instances)
+            .iter()
+            .map(|i| i.volume)
+            .filter(|volume| self.parts.hands.grips(*volume))
+            .collect();
+        self.kill_strays(&gripped);
+        self.parts.replicator.set_duties(Vec::new());
+        self.parts.refresh_routes();
+        self.parts.passed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
     /// A service whose volume the map no longer has must not run.

@@ -1,6 +1,7 @@
 //! The commands about tokens and nodes. Each is a call of the client and a rendering; only
 //! `node rm` asks twice, first what the removal would mean.
 
+use std::fmt::Write as _;
 use std::io::{self, BufRead, IsTerminal};
 use std::time::Duration;
 
@@ -75,10 +76,10 @@ async fn revoke(context: &Context, args: &TokenRevoke) -> Result<(), Ended> {
     }
     let mut text = String::new();
     for id in &done.revoked {
-        text.push_str(&format!("revoked {}\n", id.short()));
+        let _ = writeln!(text, "revoked {}", id.short());
     }
     for id in &done.already {
-        text.push_str(&format!("{} was revoked before\n", id.short()));
+        let _ = writeln!(text, "{} was revoked before", id.short());
     }
     output::result(&text)
 }

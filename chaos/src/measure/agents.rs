@@ -154,7 +154,7 @@ impl Agents {
         }
         if node > 0 {
             if self.join.is_none() {
-                let life = TokenCreate { valid_for_ms: 3_600_000 };
+                let life = TokenCreate::lasting(3_600_000);
                 let client = Client::new(self.socket(0), COMMAND_DEADLINE);
                 self.join = Some(client.create_token(&life).await?.join);
             }

@@ -190,6 +190,9 @@ pub trait Handler: Send + Sync + 'static {
 pub trait Admission: Send + Sync {
     /// Whether this node was removed from the cluster. It is asked often and must not block.
     fn is_removed(&self, store: StoreId) -> bool;
+
+    /// A peer has refused this node as removed. It may say so often; this must not block.
+    fn refused_by(&self, _peer: StoreId) {}
 }
 
 /// Who answers those that ask to join. It may be asked by anyone: it must bound tries itself.

@@ -35,6 +35,10 @@ pub enum CloseCode {
     Gone = 6,
 }
 
+/// What a removed node is told when it is refused.
+pub const REMOVED: &str = "this node was removed from the cluster; move its state folder away and \
+                           join as a new node";
+
 impl From<CloseCode> for VarInt {
     fn from(code: CloseCode) -> Self {
         Self::from_u32(code as u32)
@@ -154,6 +158,16 @@ impl Connection {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.quic.close_reason().is_some()
+    }
+
+    /// Whether the peer ended it because this node is not, or no longer, of its cluster.
+    #[must_use]
+    pub fn refused_as_no_member(&self) -> bool {
+        let no_member = VarInt::from(CloseCode::NotAMember);
+        matches!(
+            self.quic.close_reason(),
+            Some(quinn::ConnectionError::ApplicationClosed(close)) if close.error_code == no_member
+        )
     }
 
     /// How many stream halves this node has in use on it.

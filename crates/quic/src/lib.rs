@@ -40,7 +40,7 @@ pub mod fuzzing;
 pub mod testing;
 
 pub use config::{EndpointConfig, Purpose};
-pub use connection::{CloseCode, Connection, RecvStream, SendStream};
+pub use connection::{CloseCode, Connection, REMOVED, RecvStream, SendStream};
 pub use endpoint::{Accepted, Endpoint};
 pub use error::{DialFailure, QuicError};
 pub use identity::{Identity, server_name, store_of_certificate};

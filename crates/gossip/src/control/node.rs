@@ -7,7 +7,7 @@ use std::time::Duration;
 use flocker_base::{Clock, SystemClock};
 use flocker_quic::{
     Accepted, AddressBook, CloseCode, Connection, Endpoint, JOIN_EXPORTER_LABEL, JoinerConnection,
-    Peers, QuicError,
+    Peers, QuicError, REMOVED,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -131,7 +131,7 @@ impl Control {
                 "refused a connection: this node was removed from the cluster"
             );
         }
-        connection.close(CloseCode::NotAMember, "this node was removed from the cluster");
+        connection.close(CloseCode::NotAMember, REMOVED);
         self.wire.peers.drop_peer(peer);
         false
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flocker_base::StoreId;
 use flocker_quic::frame::{self, FrameError};
-use flocker_quic::{CloseCode, Connection, RecvStream, SendStream};
+use flocker_quic::{CloseCode, Connection, REMOVED, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
@@ -79,6 +79,9 @@ pub(super) async fn serve(connection: Connection, dispatch: Arc<Dispatch>) {
             Some(ended) = streams.join_next(), if !streams.is_empty() => report(ended),
         }
     }
+    if connection.refused_as_no_member() {
+        peer.dispatch.admission.refused_by(store);
+    }
     while let Some(ended) = streams.join_next().await {
         report(ended);
     }
@@ -95,7 +98,7 @@ impl Peer {
     fn counts(&self, connection: &Connection) -> bool {
         let removed = self.dispatch.admission.is_removed(self.store);
         if removed {
-            connection.close(CloseCode::NotAMember, "this node was removed from the cluster");
+            connection.close(CloseCode::NotAMember, REMOVED);
         }
         !removed
     }

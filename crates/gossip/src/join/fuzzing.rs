@@ -10,7 +10,7 @@ use flocker_base::{BootTime, ClusterId, Name, StoreId, TokenId, WallTime};
 use super::KnownNode;
 use super::door::{Admitted, Door, Knock};
 use super::doorkeeper::{Roster, TokenSource};
-use super::exchange::{Admission, Claim, MAX_REQUEST_BYTES, Reply, Request};
+use super::exchange::{Admission, Answer, Claim, MAX_REQUEST_BYTES, Reply, Request, Takes};
 use super::token::{JoinString, Token};
 use crate::identity::{Authority, KeyRequest, NODE_VALIDITY};
 use crate::model::TokenSpec;
@@ -52,7 +52,7 @@ impl Roster for Cluster {
 }
 
 fn token_spec() -> TokenSpec {
-    TokenSpec { id: TOKEN, secret: SECRET, expires: NOW + Duration::from_secs(60), revoked: false }
+    TokenSpec::new(TOKEN, SECRET, NOW + Duration::from_secs(60))
 }
 
 /// The bytes as a request, as one whose proof is right, and as a reply.
@@ -70,14 +70,15 @@ pub(crate) fn exchange(input: &[u8]) {
     } else {
         assert!(judge(input).is_none(), "what cannot be read is admitted");
     }
-    if let Ok(reply) = Reply::decode(input) {
-        let bytes = reply.encode().expect("what was read");
-        assert!(Reply::decode(&bytes) == Ok(reply), "a reply is read otherwise");
+    if let Ok(answer) = Answer::decode(input) {
+        let bytes = answer.encode(2).expect("what was read");
+        assert!(Answer::decode(&bytes) == Ok(answer), "a reply is read otherwise");
     }
 }
 
 fn judge(message: &[u8]) -> Option<(Admitted, Vec<u8>)> {
     let knock = Knock {
+        me: StoreId::from_bytes([7; 16]),
         boot: BootTime::from_millis(5_000),
         wall: NOW,
         remote: SocketAddr::from(([192, 0, 2, 1], 40_000)),
@@ -105,7 +106,7 @@ fn sign(csr: &[u8], store: StoreId) {
     }
 }
 
-/// A request that is admitted, one that is not, and the two replies.
+/// Requests of both versions, one that is not admitted among them, and the replies to each.
 pub(crate) fn exchanges() -> Vec<Vec<u8>> {
     let store = StoreId::from_bytes([1; 16]);
     let request = |name: &str, csr| Request {
@@ -116,6 +117,7 @@ pub(crate) fn exchanges() -> Vec<Vec<u8>> {
         control: SocketAddr::from(([10, 0, 0, 1], 4523)),
         data: SocketAddr::from(([0, 0, 0, 0], 4524)),
         csr,
+        takes: Takes::default(),
     };
     let csr = KeyRequest::generate(store).expect("a key").csr_der;
     let cert = AUTHORITY.issue(&csr, store, NOW, NODE_VALIDITY).expect("a certificate");
@@ -128,10 +130,26 @@ pub(crate) fn exchanges() -> Vec<Vec<u8>> {
         authority_key: vec![7; 32],
         known: vec![known],
     };
-    let requests = [request("web-1", csr.clone()), request("taken", csr), request("A", Vec::new())];
+    let takes = Takes { name: true, region: true };
+    let requests = [
+        request("web-1", csr.clone()),
+        Request { takes, ..request("web-2", csr.clone()) },
+        request("taken", csr),
+        request("A", Vec::new()),
+    ];
     let requests = requests.iter().map(|r| r.encode(&SECRET, &EXPORTER).expect("it is written"));
-    let replies = [Reply::Admitted(admission), Reply::Refused("no".to_owned())];
-    let replies = replies.iter().map(|reply| reply.encode().expect("it is written"));
+    let try_at = vec![([10, 0, 0, 2], 4523).into()];
+    let name = |text| Name::new(text).expect("a name");
+    let recorded = Some((name("web-2"), name("eu")));
+    let answers = [
+        Answer { reply: Reply::Admitted(admission), recorded, try_at: Vec::new() },
+        Answer { try_at, ..Answer::refused("no".to_owned()) },
+    ];
+    let written = |version| {
+        let encode = move |answer: &Answer| answer.encode(version).expect("it is written");
+        answers.iter().map(encode).collect::<Vec<_>>()
+    };
+    let replies = [1, 2].into_iter().flat_map(written).collect::<Vec<_>>();
     requests.inspect(|request| assert!(request.len() <= MAX_REQUEST_BYTES)).chain(replies).collect()
 }
 

@@ -15,8 +15,8 @@ mod disk;
 mod edits;
 mod encoding;
 mod laws;
-mod replay;
 mod members;
+mod replay;
 mod sync;
 
 pub(super) const NOON: WallTime = WallTime::from_millis(1_700_000_000_000);

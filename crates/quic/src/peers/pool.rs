@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::slot::{LinkId, Slot, Superfluous, Wanted};
 use super::{AddressBook, tasks};
-use crate::connection::{CloseCode, Connection};
+use crate::connection::{CloseCode, Connection, REMOVED};
 use crate::endpoint::Endpoint;
 use crate::error::QuicError;
 
@@ -180,7 +180,7 @@ impl Pool {
     pub(super) fn forget(&self, store: StoreId) {
         let entry = lock(&self.table).remove(&store);
         for connection in entry.into_iter().flat_map(|entry| entry.links.into_values()) {
-            connection.close(CloseCode::NotAMember, "this node was removed from the cluster");
+            connection.close(CloseCode::NotAMember, REMOVED);
         }
     }
 

@@ -19,6 +19,7 @@ use super::*;
 struct World {
     addresses: Mutex<HashMap<StoreId, SocketAddr>>,
     removed: Mutex<BTreeSet<StoreId>>,
+    refused_by: Mutex<BTreeSet<StoreId>>,
 }
 
 impl AddressBook for World {
@@ -31,6 +32,10 @@ impl AddressBook for World {
 impl Admission for World {
     fn is_removed(&self, store: StoreId) -> bool {
         self.removed.lock().unwrap_or_else(PoisonError::into_inner).contains(&store)
+    }
+
+    fn refused_by(&self, peer: StoreId) {
+        self.refused_by.lock().unwrap_or_else(PoisonError::into_inner).insert(peer);
     }
 }
 
@@ -265,6 +270,39 @@ async fn a_removed_node_is_dropped_refused_and_not_called() {
         "{}",
         log.text()
     );
+    mesh.stop().await;
+}
+
+/// Nodes 1 and 2 remove node 3, which does not know and goes on dialling, in its own world.
+#[tokio::test]
+async fn a_removed_node_hears_from_each_peer_that_it_was_removed() {
+    let mut mesh = Mesh::new();
+    let echo = Echo::new();
+    let (_one, _two) = (mesh.node(1, &echo), mesh.node(2, &echo));
+    let mut apart = Mesh::new();
+    let (identity, shutdown) = (mesh.ca.identity(store(3)), apart.shutdown.clone());
+    let three = apart.start(&identity, &control(), &echo, None, shutdown);
+    for number in [1, 2] {
+        apart.know(store(number), mesh.at(number));
+        let call = three.call(store(number), Kind::Lease, Bytes::from_static(b"x"), SOON).await;
+        call.expect("a member is answered");
+    }
+    let heard = || apart.world.refused_by.lock().expect("lock").clone();
+    assert!(heard().is_empty());
+    let calls = echo.calls();
+    mesh.remove(3);
+    within(async {
+        while heard().len() < 2 {
+            for number in [1, 2] {
+                let again = three.call(store(number), Kind::Lease, Bytes::new(), SOON).await;
+                assert!(again.is_err() || echo.calls() > calls, "refused, or just before");
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(heard(), BTreeSet::from([store(1), store(2)]));
+    apart.stop().await;
     mesh.stop().await;
 }
 
