@@ -16,7 +16,9 @@ use flocker_gossip::join::{
 use flocker_gossip::lease::{self, LeaseConfig, LeaseEvent, Leases};
 use flocker_gossip::map::sync::{self, PeerView};
 use flocker_gossip::map::{Edit, Map, TokenChange};
-use flocker_gossip::membership::{Liveness, LocalNode, Membership, MembershipConfig, View};
+use flocker_gossip::membership::{
+    Liveness, LocalNode, Membership, MembershipConfig, View, lookout,
+};
 use flocker_gossip::model::{NodeFacts, NodeSpec, TokenSpec};
 use flocker_gossip::seeds::Seeker;
 use flocker_gossip::store::StateDb;
@@ -201,7 +203,9 @@ impl Builder {
             book.clone(),
             Arc::clone(&setup.clock),
         )?;
+        let mut work = JoinSet::new();
         let members = membership.view();
+        let watch_handler = spawn_lookout(&mut work, &membership, &wire, &setup, stop);
         let peer_view = Arc::new(MemberPeers(members.clone()));
         let [map_seed, lease_seed] = setup.seeds;
         let (map_sync, push, pull) =
@@ -218,6 +222,7 @@ impl Builder {
         let standing = mesh.standing(doorkeeper.blocked());
         let control = control
             .handle(Kind::Membership, member_handler)
+            .handle(Kind::Watch, watch_handler)
             .handle(Kind::MapPush, push)
             .handle(Kind::MapPull, pull)
             .handle(Kind::Lease, lease_handler)
@@ -226,7 +231,6 @@ impl Builder {
         let peers = control.peers();
         let seeker = Seeker::new(&endpoint, &peers, &book, &members, seeds, &setup.clock);
         let lease_events = leases.events();
-        let mut work = JoinSet::new();
         spawn_map_and_leases(&mut work, map_sync, driver, stop);
         spawn_seeking(&mut work, seeker, advertised, &membership, &book, stop);
         spawn_membership(&mut work, membership, map.clone(), control, stop);
@@ -335,6 +339,25 @@ fn spawn_membership(
     });
     let t = stop.clone();
     work.spawn(async move { ("announcer", announce_root(map, membership, t).await) });
+}
+
+/// Starts to watch the members of the region. Gives the handler of the watch's messages.
+fn spawn_lookout(
+    work: &mut Work,
+    membership: &Membership,
+    wire: &Arc<dyn Wire>,
+    setup: &Setup,
+    stop: &CancellationToken,
+) -> Arc<dyn Handler> {
+    let seed = setup.seeds.iter().fold(1, |all: u64, seed| all.rotate_left(21) ^ seed);
+    let clock = Arc::clone(&setup.clock);
+    let (lookout, handler) = lookout(membership.clone(), Arc::clone(wire), clock, seed);
+    let t = stop.clone();
+    work.spawn(async move {
+        lookout.run(t).await;
+        ("lookout", Ok(()))
+    });
+    handler
 }
 
 /// Announces the map's root whenever it changes, so that peers see who differs.

@@ -53,12 +53,14 @@ pub enum Kind {
     MapPull = 4,
     /// What agents ask of each other.
     Agent = 5,
+    /// Who has died: [`crate::membership::Lookout`].
+    Watch = 8,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::Membership, Self::Lease, Self::MapPush, Self::MapPull, Self::Agent];
+    pub const ALL: [Self; 6] =
+        [Self::Membership, Self::Lease, Self::MapPush, Self::MapPull, Self::Agent, Self::Watch];
 
     /// The kind with this number on the wire.
     #[must_use]
@@ -73,6 +75,7 @@ impl Kind {
             Self::Membership => 96 << 10,
             Self::Lease | Self::MapPush | Self::Agent => 1 << 20,
             Self::MapPull => 4 << 20,
+            Self::Watch => 8 << 10,
         }
     }
 
@@ -81,7 +84,7 @@ impl Kind {
     const fn at_once(self) -> usize {
         match self {
             Self::Lease => 32,
-            Self::Membership | Self::MapPush | Self::Agent => 16,
+            Self::Membership | Self::MapPush | Self::Agent | Self::Watch => 16,
             Self::MapPull => 4,
         }
     }
@@ -97,14 +100,19 @@ impl Kind {
     /// Which goes out first when not all can: the higher.
     const fn priority(self) -> i32 {
         match self {
-            Self::Lease => 2,
+            Self::Lease | Self::Watch => 2,
             Self::Membership => 1,
             Self::MapPush | Self::MapPull | Self::Agent => 0,
         }
     }
 
+    /// Its place in [`Self::ALL`].
     const fn index(self) -> usize {
-        self as usize - 1
+        let mut index = 0;
+        while index < Self::ALL.len() && Self::ALL[index] as u8 != self as u8 {
+            index += 1;
+        }
+        index
     }
 }
 
@@ -172,6 +180,12 @@ pub trait Wire: Send + Sync + 'static {
         payload: Bytes,
         deadline: Duration,
     ) -> Result<Bytes, WireError>;
+
+    /// Whether the peer's host says within this time that nothing listens on its control port.
+    /// Only a yes is evidence. Cancel safe.
+    async fn nothing_listens(&self, _to: StoreId, _within: Duration) -> bool {
+        false
+    }
 }
 
 /// Who handles one kind of messages and calls. Several run at once, in any order; `from` is who

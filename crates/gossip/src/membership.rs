@@ -19,11 +19,13 @@
 
 mod chat_id;
 mod config;
+mod detector;
 mod event;
 mod facts;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod guard;
+mod lookout;
 mod roll;
 mod transport;
 
@@ -47,6 +49,7 @@ use crate::model::NodeFacts;
 pub use self::config::MembershipConfig;
 pub use self::event::{Event, EventKind};
 pub use self::guard::{MAX_KEY_BYTES, MAX_KEYS, MAX_STATE_BYTES, MAX_STATES, MAX_VALUE_BYTES};
+pub use self::lookout::{Lookout, lookout};
 
 #[cfg(test)]
 mod live;

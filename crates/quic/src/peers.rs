@@ -107,6 +107,21 @@ impl Peers {
         self.pool.take_dialled().await
     }
 
+    /// Whether the host of this node says within this time that nothing listens on its port: where
+    /// it was last, or else at every address known of it. A no says nothing. Cancel safe.
+    pub async fn nothing_listens(&self, at: StoreId, within: Duration) -> bool {
+        let addresses = tasks::where_it_listens(&self.pool, at);
+        if addresses.is_empty() {
+            return false;
+        }
+        let all = async {
+            for (from, at) in addresses {
+                crate::probe::nothing_listens(from, at).await;
+            }
+        };
+        tokio::time::timeout(within, all).await.is_ok()
+    }
+
     async fn wait_for(&self, to: StoreId, patience: Duration) -> Result<Connection, QuicError> {
         let give_up = now() + patience;
         let mut saw_a_dial = false;

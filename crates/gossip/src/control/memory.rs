@@ -160,6 +160,15 @@ impl Wire for MemoryWire {
             Err(_elapsed) => Err(WireError::Deadline { to, after: deadline }),
         }
     }
+
+    /// The host of a node that was taken off says so, unless a cut is in between.
+    async fn nothing_listens(&self, to: StoreId, within: Duration) -> bool {
+        if self.net.passes(self.local, to) && self.net.passes(to, self.local) {
+            return !self.net.exists(to);
+        }
+        tokio::time::sleep(within).await;
+        false
+    }
 }
 
 impl MemoryWire {

@@ -78,6 +78,10 @@ impl Wire for QuicWire {
             Err(_elapsed) => Err(WireError::Deadline { to, after: deadline }),
         }
     }
+
+    async fn nothing_listens(&self, to: StoreId, within: Duration) -> bool {
+        self.peers.nothing_listens(to, within).await
+    }
 }
 
 impl QuicWire {

@@ -2,7 +2,7 @@
 //! Each task holds the pool weakly and reports to it; none decides.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -120,6 +120,20 @@ async fn listens_no_more(pool: &Weak<Pool>, connection: &Connection) -> bool {
         return false;
     };
     tokio::time::timeout(PROBE_WAIT, probe::nothing_listens(from, at)).await.is_ok()
+}
+
+/// Where this node is expected to listen, and from which address to ask there: at the other end of
+/// the connection in use if it listens there, or else at every address known of it.
+pub(super) fn where_it_listens(pool: &Pool, store: StoreId) -> Vec<(IpAddr, SocketAddr)> {
+    let from = pool.endpoint().local_addr().ip();
+    let known = pool.book().addresses(store);
+    if let Some(connection) = pool.existing(store) {
+        let at = connection.remote_addr();
+        if connection.dialled() || known.contains(&at) {
+            return vec![(connection.local_ip().unwrap_or(from), at)];
+        }
+    }
+    known.into_iter().take(MOST_ADDRESSES).map(|at| (from, at)).collect()
 }
 
 /// Lets a superseded connection run out.
