@@ -32,10 +32,12 @@ use tokio::sync::{Notify, watch};
 mod advertised;
 pub mod allocate;
 mod answers;
+mod capacity;
 mod certificate;
 mod control_plane;
 mod data_port;
 pub mod deploy;
+mod events;
 mod executor;
 mod export;
 mod fence;
@@ -67,6 +69,7 @@ use answers::{Answers, Moves};
 use certificate::Certificate;
 use control_plane::{ControlPlane, ControlThread, Setup};
 use data_port::{DataDialer, DataPort};
+use events::EventLog;
 use fence::LeaseFence;
 use guarding::LeaseGate;
 use hands::Hands;
@@ -134,6 +137,8 @@ impl Agent {
             bind: SocketAddr::new(options.bind, options.control_port),
             advertised: Advertised::of(options),
             http: http.as_ref().map(|(address, _)| *address),
+            zone: options.zone.clone(),
+            folder: home.folder.clone(),
             leases,
             answers: answers.clone(),
             clock: Arc::clone(&clock),
@@ -173,7 +178,6 @@ impl Agent {
         let masters = Arc::new(Masters::default());
         let endpoint = data_endpoint(options, home, Arc::clone(&clock))?;
         let endpoints = vec![plane.endpoint.clone(), endpoint.clone()];
-        let certificate = Arc::new(Certificate::of(home, endpoints, Arc::clone(&clock)));
         let data_peers = Peers::new(endpoint.clone(), plane.book.data());
         let dialer = DataDialer::new(data_peers.clone(), Arc::clone(&plane.standing.admission));
         let fence = LeaseFence {
@@ -206,8 +210,9 @@ impl Agent {
             cluster: home.identity.cluster(),
             host: advertised::service_address(options.bind),
             seeds: vec![Advertised::of(options).control.to_string()],
+            certificate: Arc::new(Certificate::of(home, endpoints, Arc::clone(&clock))),
             clock,
-            certificate,
+            events: EventLog::default(),
             map: plane.map.clone(),
             leases: plane.leases.clone(),
             members: plane.members.clone(),
@@ -289,6 +294,15 @@ impl Agent {
         self.supervisor.spawn("volumes", move |stop| {
             let (p, events) = (Arc::clone(&p), Arc::clone(&events));
             async move { volumes::run(p, &mut *events.lock().await, stop).await }
+        });
+        let members = Arc::new(tokio::sync::Mutex::new(plane.member_events));
+        let p = Arc::clone(parts);
+        self.supervisor.spawn("events", move |stop| {
+            let (p, members) = (Arc::clone(&p), Arc::clone(&members));
+            async move {
+                p.events.follow(&mut *members.lock().await, &*p.clock, stop).await;
+                Ok(())
+            }
         });
         if let Some((_, listener)) = http {
             let p = Arc::clone(parts);

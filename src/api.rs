@@ -10,6 +10,7 @@
 
 pub mod client;
 pub mod error;
+pub mod events;
 pub mod export;
 pub mod nodes;
 pub mod requests;
@@ -19,6 +20,7 @@ pub mod status;
 pub mod tokens;
 
 pub use error::{ApiError, ErrorCode};
+pub use events::{EventEntry, EventList, EventQuery};
 pub use export::{ExportRequest, Exported};
 pub use nodes::{
     NodeDetails, NodeInfo, NodeJoined, NodeLabel, NodeLabelled, NodeList, NodeOperations,
@@ -77,6 +79,9 @@ pub trait Operations: TokenOperations + NodeOperations {
 
     /// Writes a snapshot or a branch that this node holds into a new folder.
     async fn export(&self, request: ExportRequest) -> Result<Exported, ApiError>;
+
+    /// What happened, as this node saw it; waits for news if asked to and there are none.
+    async fn events(&self, query: EventQuery) -> Result<EventList, ApiError>;
 
     /// The agent's version.
     async fn version(&self) -> Version;

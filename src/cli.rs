@@ -10,6 +10,7 @@
 
 mod args;
 mod commands;
+mod events;
 mod failure;
 mod help;
 mod joining;
@@ -132,6 +133,7 @@ async fn ask(context: &Context, command: Command) -> Result<(), Ended> {
         Command::Deploy(args) => commands::deploy(context, &args).await,
         Command::Service(args) => commands::service(context, &args).await,
         Command::Volume(args) => commands::volume(context, &args).await,
+        Command::Events(args) => events::events(context, &args).await,
         Command::Move(args) => commands::relocate(context, args).await,
         Command::Token(args) => members::token(context, &args).await,
         Command::Node(args) => members::node(context, &args).await,

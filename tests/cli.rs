@@ -11,9 +11,9 @@ use flocker::api::server::{ServerConfig, serve};
 use flocker::api::socket::ApiSocket;
 use flocker::api::{
     ApiError, Attention, Change, ChangeKind, ChangedRecord, ClusterStatus, DeployReply,
-    Destination, ErrorCode, ExportRequest, Exported, MoveReport, MoveRequest, Operations, Progress,
-    Removed, ServiceList, ServiceState, ServiceStatus, Severity, Status, StepState, Version,
-    VolumeList,
+    Destination, ErrorCode, EventEntry, EventList, EventQuery, ExportRequest, Exported, MoveReport,
+    MoveRequest, Operations, Progress, Removed, ServiceList, ServiceState, ServiceStatus, Severity,
+    Status, StepState, Version, VolumeList,
 };
 use flocker::manifest::Deployment;
 use flocker_base::{ClusterId, Epoch, Name, ServiceId, WallTime};
@@ -99,6 +99,17 @@ impl Operations for Fake {
             changes: deployment.services.into_iter().map(change).collect(),
             warnings: vec![],
         })
+    }
+
+    async fn events(&self, query: EventQuery) -> Result<EventList, ApiError> {
+        let event = EventEntry {
+            sequence: 8,
+            at: WallTime::from_millis(1_800_000_000_000),
+            kind: "node.suspected".to_owned(),
+            subject: "eu-2".to_owned(),
+            text: "eu-2 (eu) is silent\u{7} and may be dead".to_owned(),
+        };
+        Ok(EventList { events: vec![event], newest: 8, missed: query.after })
     }
 
     async fn services(&self) -> Result<ServiceList, ApiError> {

@@ -2,6 +2,7 @@
 //! that moves data or runs services may run here, so that no load delays a heartbeat.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
@@ -17,17 +18,18 @@ use flocker_gossip::lease::{self, LeaseConfig, LeaseEvent, Leases};
 use flocker_gossip::map::sync::{self, PeerView};
 use flocker_gossip::map::{Edit, Map, TokenChange};
 use flocker_gossip::membership::{
-    Liveness, LocalNode, Membership, MembershipConfig, View, lookout,
+    self, Liveness, LocalNode, Membership, MembershipConfig, View, lookout,
 };
 use flocker_gossip::model::{NodeFacts, NodeSpec, TokenSpec};
 use flocker_gossip::seeds::Seeker;
 use flocker_gossip::store::StateDb;
 use flocker_quic::{Endpoint, EndpointConfig, Peers};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::advertised::{self, Advertised};
+use super::capacity;
 use super::home::Home;
 use super::revocation::{Refused, without_removed};
 
@@ -36,6 +38,9 @@ pub(super) struct Setup {
     pub(super) bind: SocketAddr,
     pub(super) advertised: Advertised,
     pub(super) http: Option<SocketAddr>,
+    pub(super) zone: Option<Name>,
+    /// Where volumes are: its disk is part of the node's capacity.
+    pub(super) folder: PathBuf,
     pub(super) leases: LeaseConfig,
     pub(super) answers: Arc<dyn Handler>,
     pub(super) clock: Arc<dyn Clock>,
@@ -51,6 +56,7 @@ pub(super) struct ControlPlane {
     pub(super) leases: Leases,
     pub(super) lease_events: mpsc::Receiver<LeaseEvent>,
     pub(super) members: watch::Receiver<Arc<View>>,
+    pub(super) member_events: broadcast::Receiver<membership::Event>,
     pub(super) book: AddressBookStore,
     pub(super) standing: Standing,
 }
@@ -196,13 +202,9 @@ impl Builder {
             facts,
             seeds: book.stores(),
         };
-        let (membership, member_handler) = Membership::new(
-            MembershipConfig::default(),
-            local,
-            Arc::clone(&wire),
-            book.clone(),
-            Arc::clone(&setup.clock),
-        )?;
+        let (config, clock) = (MembershipConfig::default(), Arc::clone(&setup.clock));
+        let (membership, member_handlers) =
+            Membership::new(config, local, Arc::clone(&wire), book.clone(), clock)?;
         let mut work = JoinSet::new();
         let members = membership.view();
         let watch_handler = spawn_lookout(&mut work, &membership, &wire, &setup, stop);
@@ -220,8 +222,8 @@ impl Builder {
         let clock = Arc::clone(&setup.clock);
         let doorkeeper = Doorkeeper::new(node, mesh.clone(), mesh.clone(), clock);
         let standing = mesh.standing(doorkeeper.blocked());
+        let control = member_handlers.into_iter().fold(control, |c, (kind, h)| c.handle(kind, h));
         let control = control
-            .handle(Kind::Membership, member_handler)
             .handle(Kind::Watch, watch_handler)
             .handle(Kind::MapPush, push)
             .handle(Kind::MapPull, pull)
@@ -233,6 +235,8 @@ impl Builder {
         let lease_events = leases.events();
         spawn_map_and_leases(&mut work, map_sync, driver, stop);
         spawn_seeking(&mut work, seeker, advertised, &membership, &book, stop);
+        let member_events = membership.events();
+        spawn_load(&mut work, &membership, setup.folder, stop);
         spawn_membership(&mut work, membership, map.clone(), control, stop);
         let members = spawn_list(&mut work, db.store_id(), members, &map, stop);
         let plane = ControlPlane {
@@ -243,6 +247,7 @@ impl Builder {
             leases,
             lease_events,
             members,
+            member_events,
             book,
             standing,
         };
@@ -264,7 +269,15 @@ fn facts(name: Name, region: Name, setup: &Setup) -> NodeFacts {
         data: setup.advertised.data,
         http: setup.http,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        zone: setup.zone.clone(),
+        public: None,
+        capacity: capacity::measure(&setup.folder),
     }
+}
+
+fn spawn_load(work: &mut Work, membership: &Membership, folder: PathBuf, stop: &CancellationToken) {
+    let (t, m) = (stop.clone(), membership.clone());
+    work.spawn(async move { ("load", capacity::announce_load(&m, &folder, t).await) });
 }
 
 fn spawn_map_and_leases(

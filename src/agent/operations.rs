@@ -22,8 +22,9 @@ use super::revocation;
 use super::rpc::{Reply, Request};
 use super::status;
 use crate::api::{
-    ApiError, DeployReply, Destination, ErrorCode, ExportRequest, Exported, MoveReport,
-    MoveRequest, Operations, Progress, Removed, ServiceList, Status, Version, VolumeList,
+    ApiError, DeployReply, Destination, ErrorCode, EventList, EventQuery, ExportRequest, Exported,
+    MoveReport, MoveRequest, Operations, Progress, Removed, ServiceList, Status, Version,
+    VolumeList,
 };
 use crate::manifest::Deployment;
 
@@ -86,6 +87,10 @@ impl Operations for AgentOperations {
         }
         parts.wake.notify_one();
         Ok(DeployReply { changes: plan.changes, warnings: plan.shortfalls })
+    }
+
+    async fn events(&self, query: EventQuery) -> Result<EventList, ApiError> {
+        Ok(self.parts.events.after(query.after, query.wait()).await)
     }
 
     async fn services(&self) -> Result<ServiceList, ApiError> {

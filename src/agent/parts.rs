@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 
 use super::answers::Moves;
 use super::certificate::Certificate;
+use super::events::EventLog;
 use super::hands::Hands;
 use super::masters::Masters;
 use super::promoted::Promoted;
@@ -43,6 +44,8 @@ pub(super) struct Parts {
     /// What a join line names first: this node's own control address.
     pub(super) seeds: Vec<String>,
     pub(super) clock: Arc<dyn Clock>,
+    /// What happened, for people.
+    pub(super) events: EventLog,
     pub(super) certificate: Arc<Certificate>,
     pub(super) map: Map,
     pub(super) leases: Leases,

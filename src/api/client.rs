@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{ApiError, ErrorCode};
+use super::events::{EventList, EventQuery};
 use super::export::{ExportRequest, Exported};
 use super::requests::{
     DeployReply, DeployRequest, MoveEvent, MoveReport, MoveRequest, Progress, Removed, ServiceList,
@@ -112,6 +113,15 @@ impl Client {
     /// As [`Self::status`].
     pub async fn export(&self, request: &ExportRequest) -> Result<Exported, ApiError> {
         self.call(Method::POST, "/v1/exports", Some(request), Effect::Changes).await
+    }
+
+    /// What happened, as the node saw it.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub async fn events(&self, query: &EventQuery) -> Result<EventList, ApiError> {
+        let path = format!("/v1/events?after={}&wait_ms={}", query.after, query.wait_ms);
+        self.call(Method::GET, &path, None::<&()>, Effect::Reads).await
     }
 
     /// The agent's version.

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::error::{ApiError, ErrorCode};
+use super::events::EventQuery;
 use super::export::ExportRequest;
 use super::requests::{DeployRequest, MoveEvent, MoveRequest, Progress};
 use super::socket::ApiSocket;
@@ -148,6 +150,7 @@ fn router(server: Arc<Server>) -> Router {
         .route("/v1/volumes", get(volumes))
         .route("/v1/moves", post(moves))
         .route("/v1/exports", post(exports))
+        .route("/v1/events", get(events))
         .route("/v1/version", get(version))
         .merge(members::routes())
         .fallback(no_such_call)
@@ -165,6 +168,19 @@ async fn services(State(server): Shared) -> Response {
 
 async fn volumes(State(server): Shared) -> Response {
     answer(server.within_deadline(server.operations.volumes()).await)
+}
+
+async fn events(
+    State(server): Shared,
+    query: Result<Query<EventQuery>, QueryRejection>,
+) -> Response {
+    match query {
+        Ok(Query(query)) => answer(server.within_deadline(server.operations.events(query)).await),
+        Err(error) => {
+            let refused = ApiError::new(ErrorCode::Usage, error.to_string());
+            answer::<Envelopeless>(Err(refused))
+        }
+    }
 }
 
 async fn version(State(server): Shared) -> Response {

@@ -122,6 +122,9 @@ pub(super) enum Command {
     /// Move a service with its volume to another node, without failing a request.
     #[command(long_about = help::MOVE, after_long_help = help::relocate())]
     Move(Move),
+    /// Show what happened in the mesh, as this node saw it.
+    #[command(long_about = help::EVENTS, after_long_help = help::events())]
+    Events(Events),
     /// Let new nodes join: make, list and revoke join tokens.
     #[command(subcommand, arg_required_else_help = true)]
     Token(Token),
@@ -172,6 +175,9 @@ pub(super) struct Up {
     /// The node's region [default: 'default'].
     #[arg(long, value_name = "NAME")]
     pub(super) region: Option<Name>,
+    /// The node's zone within its region: nodes of one zone may fail together.
+    #[arg(long, value_name = "NAME")]
+    pub(super) zone: Option<Name>,
     /// Where all state is kept [default: /var/lib/flocker, or ~/.local/state/flocker].
     #[arg(long, env = "FLOCKER_STATE_DIR", hide_env_values = true, value_name = "FOLDER")]
     pub(super) state_dir: Option<PathBuf>,
@@ -252,6 +258,13 @@ pub(super) struct Status {
     /// Exit with 3 if something needs a person.
     #[arg(long)]
     pub(super) check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Events {
+    /// Go on and print each event as it happens, until Ctrl-C.
+    #[arg(short, long)]
+    pub(super) follow: bool,
 }
 
 #[derive(Debug, Args)]

@@ -59,6 +59,14 @@ nodes by region, the volumes with their copies, the services, the routes, what i
 It asks the live nodes for what only they know and waits 150 ms for them, so it answers even when \
 nothing else does, and says so. What is not known is shown as '?', never as 0. Lag is measured from the newest snapshot that a copy has acknowledged as durable.";
 
+pub(super) const EVENTS: &str = "\
+Shows the newest thousand things that happened, the oldest first: nodes that joined, left because \
+they were asked to stop, started again, fell silent, came back. They are what this node saw since \
+its agent started, by its clock; another node may have seen them a moment earlier or later.
+
+With --follow it goes on until Ctrl-C. With --json it prints a document, and one for each batch \
+while it follows.";
+
 pub(super) const MOVE: &str = "\
 Moves a service with its volume: copies what is missing while the service runs, holds its \
 requests, stops it, sends the last snapshot, hands the lease over, starts it there, and lets the \
@@ -148,6 +156,16 @@ pub(super) fn status() -> String {
             ("In a check that alarms:", "flocker status --check --quiet || page-someone"),
         ],
         &[Degraded, NoAgent],
+    )
+}
+
+pub(super) fn events() -> String {
+    page(
+        &[
+            ("What happened?", "flocker events"),
+            ("Watch, as a program:", "flocker events --follow --json"),
+        ],
+        &[NoAgent],
     )
 }
 

@@ -24,6 +24,8 @@ pub struct UpOptions {
     pub default_name: Name,
     /// The node's region, if given on the command line. A new node without one is in `default`.
     pub region: Option<Name>,
+    /// The node's zone, if it was told one; peers are told it anew with each start.
+    pub zone: Option<Name>,
     /// Where all state is kept.
     pub state_dir: PathBuf,
     /// The API's unix socket.

@@ -16,7 +16,7 @@ use std::fmt::Write as _;
 
 use super::style::Style;
 use crate::api::{
-    ChangeKind, ChangedRecord, DeployReply, MoveReport, Progress, Removed, StepState,
+    ChangeKind, ChangedRecord, DeployReply, EventList, MoveReport, Progress, Removed, StepState,
 };
 
 /// What a deployment did, a record a line.
@@ -82,6 +82,17 @@ pub fn removed(removed: &Removed) -> String {
         let _ = write!(text, "; its volume {volume} stays");
     }
     text.push('\n');
+    text
+}
+
+/// Events, one a line.
+#[must_use]
+pub fn events(list: &EventList) -> String {
+    let mut text = String::new();
+    for event in &list.events {
+        let (at, kind) = (words::time(event.at), words::clean(&event.kind));
+        let _ = writeln!(text, "{at}  {kind:<15}  {}", words::clean(&event.text));
+    }
     text
 }
 

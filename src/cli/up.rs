@@ -52,6 +52,7 @@ pub(super) fn options(context: &Context, args: args::Up) -> Result<UpOptions, Ap
         name: args.name,
         default_name,
         region: args.region,
+        zone: args.zone,
         state_dir,
         socket: context.socket(),
         bind: args.bind,

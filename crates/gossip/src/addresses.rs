@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::join::KnownNode;
 
+mod batch;
+
 #[cfg(test)]
 mod tests;
 

@@ -53,14 +53,26 @@ pub enum Kind {
     MapPull = 4,
     /// What agents ask of each other.
     Agent = 5,
+    /// Who is in another region, and where the pools are: [`crate::membership`].
+    Roster = 6,
+    /// Who lives, between regions: [`crate::membership`].
+    Bridges = 7,
     /// Who has died: [`crate::membership::Lookout`].
     Watch = 8,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Membership, Self::Lease, Self::MapPush, Self::MapPull, Self::Agent, Self::Watch];
+    pub const ALL: [Self; 8] = [
+        Self::Membership,
+        Self::Lease,
+        Self::MapPush,
+        Self::MapPull,
+        Self::Agent,
+        Self::Roster,
+        Self::Bridges,
+        Self::Watch,
+    ];
 
     /// The kind with this number on the wire.
     #[must_use]
@@ -72,8 +84,8 @@ impl Kind {
     #[must_use]
     pub const fn max_frame(self) -> usize {
         match self {
-            Self::Membership => 96 << 10,
-            Self::Lease | Self::MapPush | Self::Agent => 1 << 20,
+            Self::Membership | Self::Bridges => 96 << 10,
+            Self::Lease | Self::MapPush | Self::Agent | Self::Roster => 1 << 20,
             Self::MapPull => 4 << 20,
             Self::Watch => 8 << 10,
         }
@@ -84,8 +96,8 @@ impl Kind {
     const fn at_once(self) -> usize {
         match self {
             Self::Lease => 32,
-            Self::Membership | Self::MapPush | Self::Agent | Self::Watch => 16,
-            Self::MapPull => 4,
+            Self::Membership | Self::Bridges | Self::MapPush | Self::Agent | Self::Watch => 16,
+            Self::MapPull | Self::Roster => 4,
         }
     }
 
@@ -101,8 +113,8 @@ impl Kind {
     const fn priority(self) -> i32 {
         match self {
             Self::Lease | Self::Watch => 2,
-            Self::Membership => 1,
-            Self::MapPush | Self::MapPull | Self::Agent => 0,
+            Self::Membership | Self::Bridges => 1,
+            Self::MapPush | Self::MapPull | Self::Agent | Self::Roster => 0,
         }
     }
 

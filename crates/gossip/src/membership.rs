@@ -1,10 +1,13 @@
-//! Which nodes there are, what each says of itself, and which seem to be alive: chitchat, carried
-//! by [`Wire`] alone.
+//! Which nodes there are, what each says of itself, and which seem to be alive: a chitchat pool a
+//! region, one between regions in which a few bridges of each take part, and rosters that carry
+//! what a region's members are to the others.
 //!
 //! ```text
-//!   Wire ──▶ guard ──▶ inbox ──▶ chitchat ──▶ outlet ──▶ Wire
+//!   Wire ──▶ guard ──▶ inbox ──▶ chitchat ──▶ outlet ──▶ Wire     a pool, twice
 //!                                   │
-//!                                 roll ──▶ View ──▶ address book
+//!   Wire ◀── calls ◀── shell ◀──▶ core: roll, bridge, rosters, scout
+//!                         │
+//!                        View ──▶ address book, events
 //! ```
 //!
 //! Invariants:
@@ -14,11 +17,14 @@
 //!   it came from, and no byte reaches chitchat's decoder before the guard has read it whole.
 //! - A node's generation comes from its durable store and rises with every start, so that no state
 //!   of an earlier start is taken for the present one.
-//! - What a node says of itself stays under [`MAX_STATE_BYTES`], and the number of states under
-//!   [`MAX_STATES`]: beyond, chitchat 0.11.2 stops or panics.
+//! - What a node says of itself stays under [`MAX_STATE_BYTES`], and the number of states of a pool
+//!   under [`MAX_STATES`]: beyond, chitchat 0.11.2 stops or panics.
+//! - Decisions are the core's, which is synchronous; the shell waits, asks it and obeys.
 
+mod bridge;
 mod chat_id;
 mod config;
+mod core;
 mod detector;
 mod event;
 mod facts;
@@ -26,55 +32,69 @@ mod facts;
 pub(crate) mod fuzzing;
 mod guard;
 mod lookout;
+mod pool;
 mod roll;
+mod roster;
+mod scout;
+mod shell;
 mod transport;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chitchat::{ChitchatConfig, ChitchatHandle, FailureDetectorConfig, spawn_chitchat};
 use flocker_base::{BootTime, Clock, ClusterId, Incarnation, StoreId};
-use tokio::sync::{Notify, broadcast, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::roll::{Roll, Sighting};
-use self::transport::{Inlet, Outlet};
+use self::shell::{Asked, Desk, Shell};
+use self::transport::Inlet;
 use crate::addresses::{AddressBookStore, AddressError};
-use crate::control::{Handler, Wire};
-use crate::join::KnownNode;
-use crate::model::NodeFacts;
+use crate::control::{Handler, Kind, Wire};
+use crate::model::{Load, NodeFacts};
 
 pub use self::config::MembershipConfig;
 pub use self::event::{Event, EventKind};
-pub use self::guard::{MAX_KEY_BYTES, MAX_KEYS, MAX_STATE_BYTES, MAX_STATES, MAX_VALUE_BYTES};
+pub use self::guard::{
+    MAX_ANNOUNCED_BYTES, MAX_KEY_BYTES, MAX_KEYS, MAX_STATE_BYTES, MAX_STATES, MAX_VALUE_BYTES,
+};
 pub use self::lookout::{Lookout, lookout};
+pub use self::roster::MAX_REGIONS;
 
 #[cfg(test)]
 mod live;
 #[cfg(test)]
 mod tests;
 
-/// The number of states at which the operator is warned: a digest grows with each, and each
-/// restart of a node makes one that stays for a while.
+/// The number of states in one pool at which the operator is warned: a digest grows with each, and
+/// each restart of a node makes one that stays for a while.
 const ALARM_STATES: usize = 300;
 
-/// How long chitchat may take to end when asked to.
-const ENDING: Duration = Duration::from_secs(2);
-
-/// Keys of this module's own in a node's state; [`Membership::set`] refuses them.
+/// Keys of this module's own in a node's state; [`Membership::set`] refuses them, since they are
+/// shorter than it allows.
 const KEY_FACTS: &str = "f";
 const KEY_ROOT: &str = "m";
-/// Set by a node that stops because it was asked to.
+const KEY_LOAD: &str = "l";
+/// What a bridge says of the other regions' rosters to its own region.
+const KEY_NOTICES: &str = "o";
+/// The digest of its region's roster, as a bridge tells the other regions.
+const KEY_ROSTER: &str = "r";
+/// Set by a node that leaves a pool: because it stops as it was asked to, or because it no longer
+/// is a bridge.
 const KEY_LEFT: &str = "x";
+const STOPPED: &str = "";
+const STEPPED_DOWN: &str = "b";
+const OWN_KEYS: [&str; 6] = [KEY_FACTS, KEY_ROOT, KEY_LOAD, KEY_NOTICES, KEY_ROSTER, KEY_LEFT];
+
+/// Time between two changes of the load that are announced: each goes to every node of the region.
+const LOAD_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The most events that wait for a listener; one that is slower misses the oldest.
 const MAX_EVENTS: usize = 1024;
 
-/// How many peers a node that stops tells so itself, and how long it gives them to ask.
-const FAREWELLS: usize = 8;
-const FAREWELL: Duration = Duration::from_millis(300);
+/// From this many events at once on, they are logged as one line.
+const MANY_EVENTS: usize = 8;
 
 /// Runs of nodes that a watch other than chitchat's own suspects, by store and incarnation.
 pub type Suspicions = BTreeSet<(StoreId, Incarnation)>;
@@ -110,9 +130,13 @@ pub struct Member {
     pub since: BootTime,
     /// The count of its store's starts.
     pub incarnation: Incarnation,
-    /// The root of its placement map, once it has said.
+    /// The root of its placement map, once it has said. Without one it is unknown: a node of
+    /// another region tells its root to bridges alone.
     pub map_root: Option<[u8; 32]>,
-    /// What else it announces: see [`Membership::set`].
+    /// How busy it last said it is. Of a node of another region, bridges alone know.
+    pub load: Option<Load>,
+    /// What else it announces: see [`Membership::set`]. Of a node of another region, bridges alone
+    /// know.
     pub values: BTreeMap<String, String>,
 }
 
@@ -175,7 +199,7 @@ pub enum ValueError {
     },
     /// All values together are too long.
     #[error(
-        "with '{key}' this node would announce {len} bytes in {keys} keys, and may announce {MAX_STATE_BYTES} in {MAX_KEYS}"
+        "with '{key}' this node would announce {len} bytes in {keys} keys, and may announce {MAX_ANNOUNCED_BYTES} in {MAX_KEYS}"
     )]
     Total {
         /// The key.
@@ -195,21 +219,26 @@ pub struct Membership {
 
 struct Inner {
     config: MembershipConfig,
-    cluster: ClusterId,
+    local: LocalNode,
     me: StoreId,
-    incarnation: Incarnation,
-    seeds: Vec<StoreId>,
     wire: Arc<dyn Wire>,
     book: AddressBookStore,
     clock: Arc<dyn Clock>,
-    inlet: Arc<Inlet>,
+    region_inlet: Arc<Inlet>,
+    between_inlet: Arc<Inlet>,
     announced: Mutex<BTreeMap<String, String>>,
     announcement: Notify,
+    load: Mutex<Option<(BootTime, Load)>>,
     suspicions: watch::Sender<Suspicions>,
     events: broadcast::Sender<Event>,
     view: watch::Sender<Arc<View>>,
-    runs: tokio::sync::Mutex<u16>,
+    generations: AtomicU16,
+    /// Held while membership runs.
+    requests: tokio::sync::Mutex<mpsc::Receiver<Asked>>,
 }
+
+/// The handlers of membership's messages and calls, with the kind of each.
+pub type Handlers = [(Kind, Arc<dyn Handler>); 3];
 
 impl std::fmt::Debug for Membership {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -218,8 +247,8 @@ impl std::fmt::Debug for Membership {
 }
 
 impl Membership {
-    /// The membership of this node, and the handler of its messages
-    /// ([`crate::control::Kind::Membership`]). Nothing is sent before [`Self::run`].
+    /// The membership of this node, and the handlers of its messages and calls. Nothing is sent
+    /// before [`Self::run`].
     ///
     /// # Errors
     /// [`MembershipError::Config`], [`MembershipError::Incarnation`] or [`MembershipError::Value`].
@@ -229,40 +258,53 @@ impl Membership {
         wire: Arc<dyn Wire>,
         book: AddressBookStore,
         clock: Arc<dyn Clock>,
-    ) -> Result<(Self, Arc<dyn Handler>), MembershipError> {
+    ) -> Result<(Self, Handlers), MembershipError> {
         config.validate()?;
         chat_id::generation(node.incarnation, u16::MAX)
             .ok_or(MembershipError::Incarnation(node.incarnation.0))?;
         let me = wire.local();
-        let inlet = Arc::new(Inlet::new(me, node.cluster, Arc::clone(&clock)));
+        let inlet = |kind, region| {
+            let pool = pool::id_of(node.cluster, region);
+            Arc::new(Inlet::new(me, kind, pool, Arc::clone(&clock)))
+        };
+        let region_inlet = inlet(Kind::Membership, Some(&node.facts.region));
+        let between_inlet = inlet(Kind::Bridges, None);
+        let (desk, requests) = mpsc::channel(shell::MAX_REQUESTS);
         let mut announced = BTreeMap::new();
         announce(&mut announced, KEY_FACTS, facts::encode(&node.facts)?)?;
         let own = Member {
-            facts: node.facts,
+            facts: node.facts.clone(),
             liveness: Liveness::Live,
             since: clock.boot(),
             incarnation: node.incarnation,
             map_root: None,
+            load: None,
             values: BTreeMap::new(),
         };
+        let handlers: Handlers = [
+            (Kind::Membership, Arc::<Inlet>::clone(&region_inlet)),
+            (Kind::Bridges, Arc::<Inlet>::clone(&between_inlet)),
+            (Kind::Roster, Arc::new(Desk(desk))),
+        ];
         let inner = Inner {
             config,
-            cluster: node.cluster,
+            local: node,
             me,
-            incarnation: node.incarnation,
-            seeds: node.seeds,
             wire,
             book,
             clock,
-            inlet: Arc::clone(&inlet),
+            region_inlet,
+            between_inlet,
             announced: Mutex::new(announced),
             announcement: Notify::new(),
+            load: Mutex::default(),
             suspicions: watch::Sender::default(),
             events: broadcast::Sender::new(MAX_EVENTS),
             view: watch::Sender::new(Arc::new(View { nodes: [(me, own)].into() })),
-            runs: tokio::sync::Mutex::new(0),
+            generations: AtomicU16::new(0),
+            requests: tokio::sync::Mutex::new(requests),
         };
-        Ok((Self { inner: Arc::new(inner) }, inlet))
+        Ok((Self { inner: Arc::new(inner) }, handlers))
     }
 
     /// This node's store.
@@ -311,7 +353,25 @@ impl Membership {
         self.announce(KEY_FACTS, facts::encode(facts)?)
     }
 
-    /// Announces a small value to every node, until it is set anew.
+    /// Announces how busy this node is, in steps of ten per cent and no more often than every
+    /// [`LOAD_INTERVAL`]: what comes too soon is left out, and comes again with the next call.
+    ///
+    /// # Errors
+    /// [`ValueError::Total`] if too much else is announced.
+    pub fn set_load(&self, load: Load) -> Result<(), ValueError> {
+        let (now, load) = (self.inner.clock.boot(), load.in_steps());
+        let mut told = self.inner.load.lock().unwrap_or_else(PoisonError::into_inner);
+        if told
+            .is_some_and(|(at, before)| before == load || now.saturating_since(at) < LOAD_INTERVAL)
+        {
+            return Ok(());
+        }
+        *told = Some((now, load));
+        drop(told);
+        self.announce(KEY_LOAD, facts::encode_load(load))
+    }
+
+    /// Announces a small value to every node of the region, until it is set anew.
     ///
     /// # Errors
     /// Any [`ValueError`]; nothing is then changed.
@@ -340,182 +400,52 @@ impl Membership {
     /// not start.
     pub async fn run(&self, shutdown: CancellationToken) -> Result<(), MembershipError> {
         let inner = &*self.inner;
-        let mut runs = inner.runs.try_lock().map_err(|_why| MembershipError::Running)?;
-        let generation = chat_id::generation(inner.incarnation, *runs)
-            .ok_or(MembershipError::Incarnation(inner.incarnation.0))?;
-        *runs = runs.saturating_add(1);
-        let chat = inner.start(generation).await?;
-        let result = inner.drive(&chat, generation, &shutdown).await;
-        inner.inlet.close();
-        match timeout(ENDING, chat.shutdown()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "membership gossip did not end well"),
-            Err(_) => tracing::warn!("membership gossip did not end in time"),
-        }
+        let mut requests = inner.requests.try_lock().map_err(|_why| MembershipError::Running)?;
+        let mut shell = Shell::start(inner).await?;
+        let result = shell.drive(&mut requests, &shutdown).await;
+        shell.stop(result.is_ok()).await;
         result
     }
 }
 
 impl Inner {
-    async fn start(&self, generation: u64) -> Result<ChitchatHandle, MembershipError> {
-        let id = chat_id::of(self.me, generation);
-        let mut seeds = self.book.stores();
-        seeds.extend(&self.seeds);
-        seeds.sort_unstable();
-        seeds.dedup();
-        seeds.retain(|store| *store != self.me);
-        let config = ChitchatConfig {
-            listen_addr: id.gossip_advertise_addr,
-            chitchat_id: id,
-            cluster_id: self.cluster.to_string(),
-            gossip_interval: self.config.gossip_interval,
-            seed_nodes: seeds.iter().map(|s| chat_id::address(*s).to_string()).collect(),
-            failure_detector_config: FailureDetectorConfig::new(
-                self.config.phi_threshold,
-                200,
-                Duration::from_secs(10),
-                self.config.initial_interval,
-                self.config.dead_node_grace,
-            ),
-            marked_for_deletion_grace_period: Duration::from_secs(20 * 60),
-            catchup_callback: None,
-            extra_liveness_predicate: None,
-        };
-        let outlet = Outlet::new(Arc::clone(&self.wire), self.inlet.open(generation));
-        spawn_chitchat(config, self.announced_now().into_iter().collect(), &outlet)
-            .await
-            .map_err(|error| MembershipError::Start(format!("{error:#}")))
+    /// A generation for a pool that is entered now: higher than those before.
+    fn next_generation(&self) -> Result<u64, MembershipError> {
+        let damaged = MembershipError::Incarnation(self.local.incarnation.0);
+        let add = |n: u16| n.checked_add(1);
+        let run = self
+            .generations
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
+            .map_err(|_all_used| MembershipError::Start("it was started too often".to_owned()))?;
+        chat_id::generation(self.local.incarnation, run).ok_or(damaged)
     }
 
-    async fn drive(
-        &self,
-        chat: &ChitchatHandle,
-        generation: u64,
-        shutdown: &CancellationToken,
-    ) -> Result<(), MembershipError> {
-        let mut roll = Roll::new(self.me, generation, (**self.view.borrow()).clone());
-        let mut reading = interval(self.config.view_interval);
-        reading.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut reaching = interval(self.config.reconnect_interval);
-        reaching.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last_reached = None;
-        let mut suspicions = self.suspicions.subscribe();
-        let ended = chat.termination_watcher();
-        tokio::pin!(ended);
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => {
-                    self.bid_farewell(chat).await;
-                    return Ok(());
-                }
-                end = &mut ended => {
-                    let why = end.map_or_else(|e| format!("{e:#}"), |()| "without a word".into());
-                    return Err(MembershipError::Ended(why));
-                }
-                () = self.announcement.notified() => {
-                    let announced = self.announced_now();
-                    let chitchat = chat.chitchat();
-                    let mut chitchat = chitchat.lock().await;
-                    for (key, value) in announced {
-                        chitchat.self_node_state().set(key, value);
-                    }
-                }
-                _ = reading.tick() => self.read(chat, &mut roll).await?,
-                Ok(()) = suspicions.changed() => self.read(chat, &mut roll).await?,
-                _ = reaching.tick() => {
-                    last_reached = roll.next_missing(&self.book.stores(), last_reached);
-                    if let Some(store) = last_reached
-                        && let Err(error) = chat.gossip(chat_id::address(store))
-                    {
-                        return Err(MembershipError::Ended(format!("{error:#}")));
-                    }
-                }
-            }
-        }
+    /// Every store that is known of.
+    fn stores(&self) -> Vec<StoreId> {
+        let mut stores = self.book.stores();
+        stores.extend(&self.local.seeds);
+        stores.sort_unstable();
+        stores.dedup();
+        stores
     }
 
-    /// Reads chitchat's state into the view, and new addresses into the book.
-    async fn read(&self, chat: &ChitchatHandle, roll: &mut Roll) -> Result<(), MembershipError> {
-        let now = self.clock.boot();
-        let (held, changes) = {
-            let chitchat = chat.chitchat();
-            let chitchat = chitchat.lock().await;
-            let live: std::collections::HashSet<_> = chitchat.live_nodes().collect();
-            let sightings = chitchat.node_states().iter().filter_map(|(id, state)| {
-                let (store, generation) = chat_id::parse(id)?;
-                Some(Sighting {
-                    store,
-                    generation,
-                    live: live.contains(id),
-                    version: state.max_version(),
-                    values: state.key_values().collect(),
-                })
-            });
-            let sightings: Vec<_> = sightings.collect();
-            let held: Vec<_> = sightings.iter().map(|s| (s.store, s.generation)).collect();
-            let suspected = self.suspicions.borrow();
-            (held, roll.update(now, &sightings, &suspected))
-        };
-        if let Some(states) = roll.alarm(now, held.len()) {
+    fn tell(&self, events: Vec<Event>) {
+        if events.len() >= MANY_EVENTS {
+            let of = |kind| events.iter().filter(|event| event.kind == kind).count();
             tracing::warn!(
-                states,
-                alarm = ALARM_STATES,
-                most = MAX_STATES,
-                "there are many states in the membership gossip, and every restart of a node adds \
-                 one for a while: look for nodes that start over and over (`flocker status`)"
+                joined = of(EventKind::Joined),
+                left = of(EventKind::Left),
+                restarted = of(EventKind::Restarted),
+                suspected = of(EventKind::Suspected),
+                returned = of(EventKind::Returned),
+                "many nodes changed at once (`flocker events`)"
             );
+        } else {
+            events.iter().for_each(Event::log);
         }
-        self.inlet.keep(&held);
-        if !changes.reached.is_empty() {
-            self.note(changes.reached).await?;
-        }
-        if let Some(view) = changes.view {
-            self.view.send_replace(view);
-        }
-        for event in changes.events {
+        for event in events {
             // Nobody need listen.
             let _ = self.events.send(event);
-        }
-        Ok(())
-    }
-
-    /// Says that this node stops, to a few peers at once; the others learn it from them.
-    async fn bid_farewell(&self, chat: &ChitchatHandle) {
-        let peers: Vec<_> = {
-            let chitchat = chat.chitchat();
-            let mut chitchat = chitchat.lock().await;
-            chitchat.self_node_state().set(KEY_LEFT, "");
-            let me = chat_id::address(self.me);
-            let live = chitchat.live_nodes().map(|id| id.gossip_advertise_addr);
-            live.filter(|address| *address != me).collect()
-        };
-        if peers.is_empty() {
-            return;
-        }
-        for peer in peers.into_iter().take(FAREWELLS) {
-            // Gossip that has ended by itself can't tell anyone.
-            let _ = chat.gossip(peer);
-        }
-        tokio::time::sleep(FAREWELL).await;
-    }
-
-    /// Writes addresses to the book, on a thread where that may block.
-    async fn note(&self, reached: Vec<KnownNode>) -> Result<(), MembershipError> {
-        let book = self.book.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            reached.iter().try_for_each(|node| {
-                match book.learn(node.store, &node.control, &node.data) {
-                    Err(error @ AddressError::Full) => {
-                        tracing::warn!(%error, store = %node.store, "an address is not noted");
-                        Ok(())
-                    }
-                    other => other.map(|_| ()),
-                }
-            })
-        });
-        match written.await {
-            Ok(result) => Ok(result?),
-            Err(error) => Err(MembershipError::Ended(format!("writing addresses: {error}"))),
         }
     }
 
@@ -536,7 +466,7 @@ fn announce(
     let others = announced.iter().filter(|(k, _)| *k != key);
     let (keys, len) = others
         .fold((1, key.len() + value.len()), |(n, len), (k, v)| (n + 1, len + k.len() + v.len()));
-    if len > MAX_STATE_BYTES || keys > MAX_KEYS {
+    if len > MAX_ANNOUNCED_BYTES || keys > MAX_KEYS {
         return Err(ValueError::Total { key: key.to_owned(), len, keys });
     }
     announced.insert(key.to_owned(), value);

@@ -213,8 +213,9 @@ pub enum RouteKey {
     HttpHost(String),
 }
 
-/// What a node says of itself to its peers, under 2 KiB in all.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a node says of itself to its peers, under 2 KiB in all. How it is written is
+/// [`crate::membership`]'s affair.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFacts {
     /// Its name.
     pub name: Name,
@@ -228,4 +229,42 @@ pub struct NodeFacts {
     pub http: Option<SocketAddr>,
     /// The version of its binary.
     pub version: String,
+    /// Its zone within the region: nodes of one zone may fail together.
+    pub zone: Option<Name>,
+    /// Where it is reached from outside its private network, if that is elsewhere.
+    pub public: Option<PublicAddresses>,
+    /// What it has to give.
+    pub capacity: Option<Capacity>,
+}
+
+/// Where a node behind a translation of addresses is reached from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicAddresses {
+    /// Its control port.
+    pub control: SocketAddr,
+    /// Its data port.
+    pub data: SocketAddr,
+}
+
+/// What a node has to give to services and volumes, when it started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Processors that it may use.
+    pub cpus: u16,
+    /// Memory, in bytes.
+    pub memory: u64,
+    /// Room for volumes, used and free, in bytes.
+    pub disk: u64,
+}
+
+/// How busy a node is, in per cent, in steps of ten: it is told to every node of the region, and
+/// small changes are not worth that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Of its processors.
+    pub cpu: u8,
+    /// Of its memory.
+    pub memory: u8,
+    /// Of its room for volumes.
+    pub disk: u8,
 }

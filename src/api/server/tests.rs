@@ -9,8 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::api::client::Client;
 use crate::api::{
-    ClusterStatus, DeployReply, ExportRequest, Exported, MoveReport, Removed, ServiceList, Status,
-    StepState, Version, VolumeList,
+    ClusterStatus, DeployReply, EventList, EventQuery, ExportRequest, Exported, MoveReport,
+    Removed, ServiceList, Status, StepState, Version, VolumeList,
 };
 use crate::manifest::Deployment;
 
@@ -50,6 +50,10 @@ impl Operations for Fake {
     async fn deploy(&self, deployment: Deployment) -> Result<DeployReply, ApiError> {
         assert!(deployment.services.is_empty());
         Ok(DeployReply { changes: Vec::new(), warnings: Vec::new() })
+    }
+
+    async fn events(&self, query: EventQuery) -> Result<EventList, ApiError> {
+        Ok(EventList { newest: query.after + query.wait_ms, ..EventList::default() })
     }
 
     async fn services(&self) -> Result<ServiceList, ApiError> {
@@ -331,4 +335,13 @@ proptest! {
             prop_assert!(!error.hint.is_empty() && !error.message.is_empty());
         }
     }
+}
+
+#[tokio::test]
+async fn events_are_asked_for_by_number_and_wait() {
+    let running = Running::start(Fake::default(), ServerConfig::default()).await;
+    let query = EventQuery { after: 3, wait_ms: 4 };
+    let list = running.client().events(&query).await.expect("a list");
+    assert_eq!(list.newest, 7);
+    running.stop().await;
 }

@@ -106,11 +106,15 @@ mod tests {
                 data: at,
                 http: None,
                 version: String::new(),
+                zone: None,
+                public: None,
+                capacity: None,
             },
             liveness,
             since: BootTime::from_millis(0),
             incarnation: Incarnation(incarnation),
             map_root: None,
+            load: None,
             values: BTreeMap::new(),
         }
     }

@@ -9,16 +9,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chitchat::{ChitchatMessage, Deserializable};
 use data_encoding::BASE64_NOPAD;
-use flocker_base::{BootTime, Clock, ClusterId, Incarnation, StoreId, WallTime};
+use flocker_base::{BootTime, Clock, ClusterId, Incarnation, Name, StoreId, WallTime};
 use flocker_quic::fuzzing::{joined, split};
 use redb::Database;
 use redb::backends::InMemoryBackend;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::facts;
 use super::guard::{Guard, MAX_VALUE_BYTES};
 use super::{LocalNode, Membership, MembershipConfig, chat_id};
+use super::{facts, pool};
 use crate::addresses::AddressBookStore;
 use crate::control::{Handler, Kind, MemoryNet};
 use crate::model::NodeFacts;
@@ -34,7 +34,8 @@ const fn store(number: u8) -> StoreId {
 /// Messages of peers, one after another: what passes the guard is read whole by chitchat, names
 /// nodes of ours alone, and what there is to remember stays bounded.
 pub(crate) fn messages(input: &[u8]) {
-    let mut guard = Guard::new(store(1), CLUSTER);
+    let region = Name::new("eu").expect("a name");
+    let mut guard = Guard::new(store(1), pool::id_of(CLUSTER, Some(&region)));
     guard.begin(chat_id::generation(Incarnation(1), 0).expect("a small number"));
     for message in split(input, MOST) {
         let admitted = guard.admit(message);
@@ -140,13 +141,15 @@ async fn listen() -> Vec<Bytes> {
         let book = AddressBookStore::open(Arc::new(database.expect("memory"))).expect("memory");
         let wire = net.node(store(number));
         let config = MembershipConfig::default();
-        let (membership, handler) =
+        let (membership, handlers) =
             Membership::new(config, local, wire, book, Arc::clone(&clock)).expect("it starts");
-        let handler: Arc<dyn Handler> = match number {
-            1 => Arc::new(Ear { handler, heard: Arc::clone(&heard) }),
-            _ => handler,
-        };
-        net.handle(store(number), Kind::Membership, handler);
+        for (kind, handler) in handlers {
+            let handler: Arc<dyn Handler> = match (number, kind) {
+                (1, Kind::Membership) => Arc::new(Ear { handler, heard: Arc::clone(&heard) }),
+                _ => handler,
+            };
+            net.handle(store(number), kind, handler);
+        }
         let shutdown = shutdown.clone();
         nodes.spawn(async move { membership.run(shutdown).await });
     }

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddr};
 
-use flocker_base::{ClusterId, StoreId};
+use flocker_base::StoreId;
 
 use super::chat_id;
 
@@ -19,11 +19,18 @@ use super::chat_id;
 /// bytes, and 0.11.2 can then panic: its writer and its encoder cut blocks at different places.
 pub const MAX_STATES: usize = 900;
 
-/// The most bytes that a node announces: keys and values.
+/// The most bytes of a node's state: keys and values.
 pub const MAX_STATE_BYTES: usize = 2048;
+
+/// The most bytes of those that a node announces of itself. The rest is for what it says of rosters
+/// as a bridge.
+pub const MAX_ANNOUNCED_BYTES: usize = MAX_STATE_BYTES - 680;
 
 /// The most keys that a node announces.
 pub const MAX_KEYS: usize = 16;
+
+/// Keys of membership's own beside those.
+const OTHER_KEYS: usize = 4;
 
 /// The longest key, in bytes.
 pub const MAX_KEY_BYTES: usize = 16;
@@ -34,7 +41,7 @@ pub const MAX_VALUE_BYTES: usize = 1024;
 /// What is remembered of one state. Twice what a node announces: while an update is under way,
 /// the old and the new lengths of values mix.
 const MAX_HELD_BYTES: usize = 2 * MAX_STATE_BYTES;
-const MAX_HELD_KEYS: usize = 2 * MAX_KEYS;
+const MAX_HELD_KEYS: usize = 2 * (MAX_KEYS + OTHER_KEYS);
 
 /// A compression block holds at most this many bytes (chitchat's `BLOCK_THRESHOLD`).
 const BLOCK_BYTES: usize = 16_384;
@@ -57,7 +64,7 @@ pub(super) enum Reject {
     Length,
     #[error("it is no gossip message of a version that this node speaks")]
     Form,
-    #[error("it is of another cluster")]
+    #[error("it is of another pool or cluster")]
     Cluster,
     #[error("it names a node in a way that no node of ours does")]
     Name,
@@ -88,14 +95,14 @@ pub(super) fn is_key(key: &str) -> bool {
 #[derive(Debug)]
 pub(super) struct Guard {
     me: StoreId,
-    cluster: String,
+    pool: String,
     generation: Option<u64>,
     ledger: BTreeMap<StateId, BTreeMap<String, usize>>,
 }
 
 impl Guard {
-    pub(super) fn new(me: StoreId, cluster: ClusterId) -> Self {
-        Self { me, cluster: cluster.to_string(), generation: None, ledger: BTreeMap::new() }
+    pub(super) fn new(me: StoreId, pool: String) -> Self {
+        Self { me, pool, generation: None, ledger: BTreeMap::new() }
     }
 
     /// Begins a run of this node with this generation: nothing is remembered.
@@ -154,7 +161,7 @@ impl Guard {
         match reader.u8()? {
             0 => {
                 contents.read_digest(&mut reader)?;
-                if reader.text(64)? != self.cluster {
+                if reader.text(64)? != self.pool {
                     return Err(Reject::Cluster);
                 }
             }

@@ -2,17 +2,21 @@
 //! its line, each at another member, and membership shows them all.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use flocker_base::{Name, SystemClock, TokenId};
 use flocker_quic::{Endpoint, EndpointConfig};
 use redb::Database;
 use redb::backends::InMemoryBackend;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::*;
-use crate::control::{Admission, Control, Kind};
+use crate::control::{Admission, Control};
 use crate::identity::{Authority, NodeIdentity};
-use crate::join::{Admitted, Doorkeeper, JoinString, Newcomer, Roster, Token, TokenSource, join};
+use crate::join::{
+    Admitted, Doorkeeper, JoinString, KnownNode, Newcomer, Roster, Token, TokenSource, join,
+};
 use crate::model::TokenSpec;
 
 /// What the map would be: shared by the nodes of one process.
@@ -117,10 +121,13 @@ impl Mesh {
                 data: at,
                 http: None,
                 version: "0.1.0".to_owned(),
+                zone: None,
+                public: None,
+                capacity: None,
             },
             seeds: known.iter().map(|n| n.store).collect(),
         };
-        let (membership, handler) = Membership::new(
+        let (membership, handlers) = Membership::new(
             MembershipConfig::default(),
             local,
             control.wire(),
@@ -129,7 +136,10 @@ impl Mesh {
         )
         .expect("starts");
         let keeper = Doorkeeper::new(identity.clone(), Arc::<Map>::clone(&map), map, clock);
-        let control = control.handle(Kind::Membership, handler).joiners(Arc::new(keeper));
+        let control = handlers
+            .into_iter()
+            .fold(control, |control, (kind, handler)| control.handle(kind, handler));
+        let control = control.joiners(Arc::new(keeper));
         self.tasks.spawn(control.run(CancellationToken::new()));
         let running = membership.clone();
         self.tasks.spawn(async move {

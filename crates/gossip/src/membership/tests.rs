@@ -1,15 +1,18 @@
 //! Membership of small meshes over an in-memory wire, in virtual time.
 
+mod regions;
 mod replay;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flocker_base::{Name, WallTime};
 use redb::Database;
 use redb::backends::InMemoryBackend;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::*;
 use crate::control::{Kind, MemoryNet};
@@ -33,24 +36,36 @@ fn store(byte: u8) -> StoreId {
 }
 
 fn facts(name: &str, number: u8) -> NodeFacts {
+    facts_in("eu", name, number)
+}
+
+fn facts_in(region: &str, name: &str, number: u8) -> NodeFacts {
     NodeFacts {
         name: Name::new(name).expect("name"),
-        region: Name::new("eu").expect("name"),
+        region: Name::new(region).expect("name"),
         control: std::net::SocketAddr::from(([10, 0, 0, number], 4523)),
         data: std::net::SocketAddr::from(([10, 0, 0, number], 4524)),
         http: None,
         version: "0.1.0".to_owned(),
+        zone: None,
+        public: None,
+        capacity: None,
     }
 }
 
 struct Mesh {
     net: MemoryNet,
     clock: Arc<dyn Clock>,
+    config: MembershipConfig,
     tasks: JoinSet<(StoreId, Result<(), MembershipError>)>,
 }
 
 struct Node {
     store: StoreId,
+    number: u8,
+    start: u64,
+    region: String,
+    kill: CancellationToken,
     membership: Membership,
     book: AddressBookStore,
     shutdown: CancellationToken,
@@ -59,7 +74,8 @@ struct Node {
 impl Mesh {
     fn new() -> Self {
         let clock = Arc::new(VirtualClock(Instant::now()));
-        Self { net: MemoryNet::new(), clock, tasks: JoinSet::new() }
+        let config = MembershipConfig::default();
+        Self { net: MemoryNet::new(), clock, config, tasks: JoinSet::new() }
     }
 
     fn book() -> AddressBookStore {
@@ -69,28 +85,55 @@ impl Mesh {
 
     /// Starts a node that is told of these others.
     fn start(&mut self, id: u8, start: u64, seeds: &[u8], book: AddressBookStore) -> Node {
+        self.start_in("eu", id, start, seeds, book)
+    }
+
+    fn start_in(
+        &mut self,
+        region: &str,
+        id: u8,
+        start: u64,
+        seeds: &[u8],
+        book: AddressBookStore,
+    ) -> Node {
         let node = LocalNode {
             cluster: ClusterId::from_bytes([9; 16]),
             incarnation: Incarnation(start),
-            facts: facts(&format!("n{id}-{start}"), id),
+            facts: facts_in(region, &format!("n{id}-{start}"), id),
             seeds: seeds.iter().copied().map(store).collect(),
         };
         let store = store(id);
         let wire = self.net.node(store);
-        let config = MembershipConfig::default();
-        let (membership, handler) =
+        let config = self.config;
+        let (membership, handlers) =
             Membership::new(config, node, wire, book.clone(), Arc::clone(&self.clock))
                 .expect("starts");
-        self.net.handle(store, Kind::Membership, handler);
-        let node = Node { store, membership, book, shutdown: CancellationToken::new() };
+        for (kind, handler) in handlers {
+            self.net.handle(store, kind, handler);
+        }
+        let node = Node {
+            store,
+            number: id,
+            start,
+            region: region.to_owned(),
+            kill: CancellationToken::new(),
+            membership,
+            book,
+            shutdown: CancellationToken::new(),
+        };
         self.run(&node);
         node
     }
 
     fn run(&mut self, node: &Node) {
         let (store, membership) = (node.store, node.membership.clone());
-        let shutdown = node.shutdown.clone();
-        self.tasks.spawn(async move { (store, membership.run(shutdown).await) });
+        let (shutdown, kill) = (node.shutdown.clone(), node.kill.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                result = membership.run(shutdown) => (store, result),
+                () = kill.cancelled() => (store, Ok(())),
+            }
+        });
     }
 
     fn start_all(&mut self, count: u8) -> Vec<Node> {
@@ -99,8 +142,12 @@ impl Mesh {
 
     /// Everyone sees everyone live.
     async fn settled(&mut self, nodes: &[Node]) {
+        self.settled_within(nodes, 10).await;
+    }
+
+    async fn settled_within(&mut self, nodes: &[Node], secs: u64) {
         for node in nodes {
-            node.wait("all live", 10, |view| {
+            node.wait("all live", secs, |view| {
                 view.nodes.len() == nodes.len()
                     && view.nodes.values().all(|m| m.liveness == Liveness::Live)
             })
@@ -126,8 +173,17 @@ impl Node {
         self.membership.view().borrow().nodes.get(&other.store).cloned()
     }
 
+    fn view(&self) -> View {
+        self.membership.view().borrow().as_ref().clone()
+    }
+
+    fn facts(&self) -> NodeFacts {
+        facts_in(&self.region, &format!("n{}-{}", self.number, self.start), self.number)
+    }
+
     fn refused(&self) -> u64 {
-        self.membership.inner.inlet.refused()
+        let inner = &self.membership.inner;
+        inner.region_inlet.refused() + inner.between_inlet.refused()
     }
 }
 
@@ -362,7 +418,7 @@ async fn a_gossip_task_that_dies_is_an_error_and_can_be_run_again() {
         let len = u16::try_from(ops.len()).expect("small").to_le_bytes();
         [&[0x53, 0xb0, 0, 2, 2][..], &len, &ops, &[0]].concat()
     };
-    nodes[0].membership.inner.inlet.push_unguarded(store(2), delta.into());
+    nodes[0].membership.inner.region_inlet.push_unguarded(store(2), delta.into());
     let ended = timeout(Duration::from_secs(5), mesh.tasks.join_next()).await.expect("ends");
     let (who, result) = ended.expect("one").expect("no panic of ours");
     assert_eq!(who, store(1));

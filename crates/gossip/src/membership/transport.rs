@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chitchat::transport::{Socket, Transport};
 use chitchat::{ChitchatMessage, Deserializable, Serializable};
-use flocker_base::{BootTime, Clock, ClusterId, StoreId};
+use flocker_base::{BootTime, Clock, StoreId};
 use tokio::sync::Notify;
 
 use super::chat_id;
@@ -73,6 +73,8 @@ impl Inbox {
 /// is under way. Between runs they are dropped.
 #[derive(Debug)]
 pub(super) struct Inlet {
+    kind: Kind,
+    pool: String,
     clock: Arc<dyn Clock>,
     guard: Mutex<Guard>,
     inbox: Mutex<Option<Arc<Inbox>>>,
@@ -87,13 +89,18 @@ struct Refused {
 }
 
 impl Inlet {
-    pub(super) fn new(me: StoreId, cluster: ClusterId, clock: Arc<dyn Clock>) -> Self {
-        Self {
-            clock,
-            guard: Mutex::new(Guard::new(me, cluster)),
-            inbox: Mutex::default(),
-            refused: Mutex::default(),
-        }
+    /// The way in of the pool with this id, whose messages are of this kind.
+    pub(super) fn new(me: StoreId, kind: Kind, pool: String, clock: Arc<dyn Clock>) -> Self {
+        let guard = Mutex::new(Guard::new(me, pool.clone()));
+        Self { kind, pool, clock, guard, inbox: Mutex::default(), refused: Mutex::default() }
+    }
+
+    pub(super) const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(super) fn pool(&self) -> &str {
+        &self.pool
     }
 
     /// Opens for a run of this generation.
@@ -117,6 +124,12 @@ impl Inlet {
     #[cfg(test)]
     pub(super) fn refused(&self) -> u64 {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).in_all
+    }
+
+    /// Whether a pool takes what comes in.
+    #[cfg(test)]
+    pub(super) fn is_open(&self) -> bool {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// A message for chitchat that the guard has not seen.
@@ -152,7 +165,7 @@ impl Handler for Inlet {
     async fn on_message(&self, from: StoreId, payload: Bytes) {
         let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(inbox) = inbox else { return };
-        let judged = if payload.len() > Kind::Membership.max_frame() {
+        let judged = if payload.len() > self.kind.max_frame() {
             Err(Reject::Length)
         } else {
             self.guard.lock().unwrap_or_else(PoisonError::into_inner).admit(&payload)
@@ -171,19 +184,21 @@ impl Handler for Inlet {
 /// What chitchat opens: the way out over the wire, and the inbox.
 pub(super) struct Outlet {
     wire: Arc<dyn Wire>,
+    kind: Kind,
     inbox: Arc<Inbox>,
 }
 
 impl Outlet {
-    pub(super) fn new(wire: Arc<dyn Wire>, inbox: Arc<Inbox>) -> Self {
-        Self { wire, inbox }
+    pub(super) fn new(wire: Arc<dyn Wire>, kind: Kind, inbox: Arc<Inbox>) -> Self {
+        Self { wire, kind, inbox }
     }
 }
 
 #[async_trait]
 impl Transport for Outlet {
     async fn open(&self, _listen_addr: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
-        Ok(Box::new(Self { wire: Arc::clone(&self.wire), inbox: Arc::clone(&self.inbox) }))
+        let (wire, inbox) = (Arc::clone(&self.wire), Arc::clone(&self.inbox));
+        Ok(Box::new(Self { wire, kind: self.kind, inbox }))
     }
 }
 
@@ -192,16 +207,16 @@ impl Socket for Outlet {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
         let Some(store) = chat_id::store(to) else { return Ok(()) };
         let bytes = message.serialize_to_vec();
-        if bytes.len() > Kind::Membership.max_frame() {
+        if bytes.len() > self.kind.max_frame() {
             tracing::error!(
                 bytes = bytes.len(),
-                most = Kind::Membership.max_frame(),
+                most = self.kind.max_frame(),
                 "the membership gossip has outgrown its messages, and peers no longer learn from \
                  this node: remove nodes that are gone, and look for nodes that start over and over"
             );
             return Ok(());
         }
-        self.wire.send(store, Kind::Membership, bytes.into());
+        self.wire.send(store, self.kind, bytes.into());
         Ok(())
     }
 

@@ -20,7 +20,7 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::control::{Admission, Control, Kind};
+use crate::control::{Admission, Control};
 use crate::identity::{Authority, NodeIdentity};
 use crate::membership::{LocalNode, Membership, MembershipConfig};
 use crate::model::NodeFacts;
@@ -137,6 +137,9 @@ impl Disk {
             data: told,
             http: None,
             version: "0.1.0".to_owned(),
+            zone: None,
+            public: None,
+            capacity: None,
         };
         let local = LocalNode {
             cluster: self.identity.cluster(),
@@ -146,13 +149,14 @@ impl Disk {
         };
         let control = Control::new(endpoint.clone(), book.control(), Arc::new(NoneRemoved));
         let (config, wire) = (MembershipConfig::default(), control.wire());
-        let (membership, handler) =
+        let (membership, handlers) =
             Membership::new(config, local, wire, book.clone(), Arc::clone(&clock)).expect("starts");
         let seeds = seeds.iter().map(|seed| seed.parse().expect("a seed")).collect();
         let (peers, view) = (control.peers(), membership.view());
         let seeker = Seeker::new(&endpoint, &peers, &book, &view, seeds, &clock)
             .resolving_by(Arc::new(resolver.clone()));
-        let control = control.handle(Kind::Membership, handler);
+        let control =
+            handlers.into_iter().fold(control, |c, (kind, handler)| c.handle(kind, handler));
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         tasks.spawn(control.run(stop.clone()));
         let (running, t) = (membership.clone(), stop.clone());

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+const POOL: &str = "pool";
 const GENERATION: u64 = 7 << 16;
 
 fn store(byte: u8) -> StoreId {
@@ -11,7 +12,7 @@ fn store(byte: u8) -> StoreId {
 }
 
 fn guard() -> Guard {
-    let mut guard = Guard::new(store(1), ClusterId::from_bytes([9; 16]));
+    let mut guard = Guard::new(store(1), POOL.to_owned());
     guard.begin(GENERATION);
     guard
 }
@@ -73,8 +74,7 @@ impl Builder {
 }
 
 fn syn(ids: &[StateId]) -> Vec<u8> {
-    let cluster = ClusterId::from_bytes([9; 16]).to_string();
-    Builder::message(0).digest(ids.iter().copied()).text(&cluster).0
+    Builder::message(0).digest(ids.iter().copied()).text(POOL).0
 }
 
 fn ack(operations: &Builder) -> Vec<u8> {
@@ -130,7 +130,7 @@ fn a_name_that_is_no_store_of_ours_is_refused() {
             .u64(1)
             .u64(0)
             .u64(1)
-            .text(&ClusterId::from_bytes([9; 16]).to_string())
+            .text(POOL)
             .0
     };
     assert_eq!(guard().admit(&entry("n", 4523)), Ok(()));

@@ -56,6 +56,9 @@ impl Mesh {
                 data: at,
                 http: None,
                 version: String::new(),
+                zone: None,
+                public: None,
+                capacity: None,
             },
             seeds: vec![store(1)],
         };
@@ -72,7 +75,9 @@ impl Mesh {
         .expect("starts");
         let clock = Arc::clone(&self.clock);
         let (lookout, handler) = lookout(membership.clone(), wire, clock, id.into());
-        self.net.handle(me, Kind::Membership, members);
+        for (kind, handler) in members {
+            self.net.handle(me, kind, handler);
+        }
         self.net.handle(me, Kind::Watch, Arc::clone(&handler));
         let stop = CancellationToken::new();
         let (running, t) = (membership.clone(), stop.clone());

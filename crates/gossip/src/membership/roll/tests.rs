@@ -28,6 +28,9 @@ fn facts_of(name: &str) -> String {
         data: "10.0.0.1:4524".parse().expect("address"),
         http: None,
         version: "1".to_owned(),
+        zone: None,
+        public: None,
+        capacity: None,
     })
     .expect("encodes")
 }
@@ -36,6 +39,19 @@ fn seen<'a>(id: u8, start: u64, live: bool, values: &[(&'a str, &'a str)]) -> Si
     let version = u64::try_from(values.len()).expect("small");
     let generation = generation(start);
     Sighting { store: store(id), generation, live, version, values: values.to_vec() }
+}
+
+/// An update by the region's pool alone.
+fn update(
+    roll: &mut Roll,
+    now: BootTime,
+    region: &[Sighting<'_>],
+    suspected: &Suspicions,
+) -> Changes {
+    let own = Name::new("eu").expect("name");
+    let reading =
+        Reading { own: &own, region, between: &[], rosters: Vec::new(), revision: 0, suspected };
+    roll.update(now, &reading)
 }
 
 fn roll() -> Roll {
@@ -47,19 +63,22 @@ fn the_newest_run_whose_facts_have_come_counts() {
     let (old, new) = (facts_of("old"), facts_of("new"));
     let mut roll = roll();
     let first = seen(2, 1, true, &[("f", &old)]);
-    let view = roll.update(START, std::slice::from_ref(&first), &NONE).view.expect("changed");
+    let view = update(&mut roll, START, std::slice::from_ref(&first), &NONE).view.expect("changed");
     assert_eq!(view.nodes[&store(2)].incarnation, Incarnation(1));
     let announced = seen(2, 2, false, &[]);
-    assert!(roll.update(LATER, &[first.clone(), announced], &NONE).view.is_none(), "no facts yet");
+    assert!(
+        update(&mut roll, LATER, &[first.clone(), announced], &NONE).view.is_none(),
+        "no facts yet"
+    );
     let restarted = seen(2, 2, false, &[("f", &new)]);
     let view =
-        roll.update(LATER, &[first.clone(), restarted.clone()], &NONE).view.expect("changed");
+        update(&mut roll, LATER, &[first.clone(), restarted.clone()], &NONE).view.expect("changed");
     let member = &view.nodes[&store(2)];
     assert_eq!((member.incarnation, member.facts.name.as_str()), (Incarnation(2), "new"));
     assert_eq!(member.liveness, Liveness::Live, "the old run still counts as live");
     assert_eq!(member.since, START, "it was live all along");
     let gone = Sighting { live: false, ..first };
-    let view = roll.update(LATER, &[gone, restarted], &NONE).view.expect("changed");
+    let view = update(&mut roll, LATER, &[gone, restarted], &NONE).view.expect("changed");
     assert_eq!(view.nodes[&store(2)].liveness, Liveness::Suspected);
     assert_eq!(view.nodes[&store(2)].since, LATER);
 }
@@ -69,9 +88,9 @@ fn nothing_new_makes_no_new_view_and_a_forgotten_node_leaves_it() {
     let facts = facts_of("a");
     let mut roll = roll();
     let sighting = seen(2, 1, true, &[("f", &facts)]);
-    assert!(roll.update(START, std::slice::from_ref(&sighting), &NONE).view.is_some());
-    assert!(roll.update(LATER, &[sighting], &NONE).view.is_none());
-    let view = roll.update(LATER, &[], &NONE).view.expect("changed");
+    assert!(update(&mut roll, START, std::slice::from_ref(&sighting), &NONE).view.is_some());
+    assert!(update(&mut roll, LATER, &[sighting], &NONE).view.is_none());
+    let view = update(&mut roll, LATER, &[], &NONE).view.expect("changed");
     assert!(view.nodes.is_empty());
 }
 
@@ -80,11 +99,14 @@ fn addresses_are_told_when_they_are_new_and_never_ones_own() {
     let (facts, other) = (facts_of("a"), facts_of("b"));
     let mut roll = roll();
     let both = [seen(1, 5, true, &[("f", &facts)]), seen(2, 1, true, &[("f", &facts)])];
-    let reached = roll.update(START, &both, &NONE).reached;
+    let reached = update(&mut roll, START, &both, &NONE).reached;
     assert_eq!(reached.len(), 1);
     assert_eq!(reached[0].store, store(2));
     let renamed = seen(2, 1, true, &[("f", &other), ("load", "1")]);
-    assert!(roll.update(START, &[renamed], &NONE).reached.is_empty(), "the addresses are the same");
+    assert!(
+        update(&mut roll, START, &[renamed], &NONE).reached.is_empty(),
+        "the addresses are the same"
+    );
 }
 
 #[test]
@@ -92,17 +114,17 @@ fn roots_and_other_values_are_read_and_bad_ones_left_out() {
     let (facts, root) = (facts_of("a"), facts::encode_root(&[7; 32]));
     let mut roll = roll();
     let values = [("f", facts.as_str()), ("m", root.as_str()), ("load", "3")];
-    let view = roll.update(START, &[seen(2, 1, true, &values)], &NONE).view.expect("changed");
+    let view = update(&mut roll, START, &[seen(2, 1, true, &values)], &NONE).view.expect("changed");
     let member = &view.nodes[&store(2)];
     assert_eq!(member.map_root, Some([7; 32]));
     assert_eq!(member.values, [("load".to_owned(), "3".to_owned())].into());
     let bad = [("f", facts.as_str()), ("m", "no root")];
-    let view = roll.update(START, &[seen(2, 1, true, &bad)], &NONE).view.expect("changed");
+    let view = update(&mut roll, START, &[seen(2, 1, true, &bad)], &NONE).view.expect("changed");
     assert_eq!(view.nodes[&store(2)].map_root, None);
     let unreadable = seen(3, 1, true, &[("f", "???")]);
-    assert!(roll.update(START, &[seen(2, 1, true, &bad), unreadable], &NONE).view.is_none());
+    assert!(update(&mut roll, START, &[seen(2, 1, true, &bad), unreadable], &NONE).view.is_none());
     assert_eq!(roll.unreadable.len(), 1);
-    roll.update(START, &[], &NONE);
+    update(&mut roll, START, &[], &NONE);
     assert!(roll.unreadable.is_empty(), "what is gone is forgotten");
 }
 
@@ -113,27 +135,9 @@ fn this_nodes_other_runs_are_not_itself() {
     let own = seen(1, 5, true, &[("f", &mine)]);
     let earlier = seen(1, 4, true, &[("f", &other)]);
     let copy = seen(1, 6, true, &[("f", &other)]);
-    let view = roll.update(START, &[earlier, own, copy], &NONE).view.expect("changed");
+    let view = update(&mut roll, START, &[earlier, own, copy], &NONE).view.expect("changed");
     assert_eq!(view.nodes[&store(1)].facts.name.as_str(), "me");
     assert_eq!(roll.copy_warned, Some(START), "and a copied store is called out");
-}
-
-#[test]
-fn missing_nodes_are_tried_in_turn() {
-    let facts = facts_of("a");
-    let mut roll = roll();
-    roll.update(
-        START,
-        &[seen(3, 1, true, &[("f", &facts)]), seen(4, 1, false, &[("f", &facts)])],
-        &NONE,
-    );
-    let stores = [store(1), store(2), store(3), store(4)];
-    let first = roll.next_missing(&stores, None);
-    assert_eq!(first, Some(store(2)), "unknown");
-    let second = roll.next_missing(&stores, first);
-    assert_eq!(second, Some(store(4)), "suspected; 3 is live");
-    assert_eq!(roll.next_missing(&stores, second), Some(store(2)), "and round again");
-    assert_eq!(roll.next_missing(&[store(1), store(3)], None), None);
 }
 
 #[test]
@@ -154,18 +158,18 @@ fn a_suspicion_of_the_watch_counts_for_its_incarnation_alone() {
     let (facts, new) = (facts_of("a"), facts_of("b"));
     let mut roll = roll();
     let first = seen(2, 1, true, &[("f", &facts)]);
-    let changes = roll.update(START, std::slice::from_ref(&first), &NONE);
+    let changes = update(&mut roll, START, std::slice::from_ref(&first), &NONE);
     assert_eq!(kinds(&changes), [EventKind::Joined]);
     let suspected = Suspicions::from([(store(2), Incarnation(1))]);
-    let changes = roll.update(LATER, std::slice::from_ref(&first), &suspected);
+    let changes = update(&mut roll, LATER, std::slice::from_ref(&first), &suspected);
     assert_eq!(kinds(&changes), [EventKind::Suspected]);
     let view = changes.view.expect("changed");
     assert_eq!(view.nodes[&store(2)].liveness, Liveness::Suspected);
     assert_eq!(view.nodes[&store(2)].since, LATER);
-    let changes = roll.update(LATER, std::slice::from_ref(&first), &NONE);
+    let changes = update(&mut roll, LATER, std::slice::from_ref(&first), &NONE);
     assert_eq!(kinds(&changes), [EventKind::Returned]);
     let second = seen(2, 2, true, &[("f", &new)]);
-    let changes = roll.update(LATER, &[first, second], &suspected);
+    let changes = update(&mut roll, LATER, &[first, second], &suspected);
     assert_eq!(kinds(&changes), [EventKind::Restarted], "the new run is not the suspected one");
     assert_eq!(changes.view.expect("changed").nodes[&store(2)].liveness, Liveness::Live);
 }
@@ -174,14 +178,13 @@ fn a_suspicion_of_the_watch_counts_for_its_incarnation_alone() {
 fn a_node_that_says_so_has_left_though_it_still_seems_alive() {
     let facts = facts_of("a");
     let mut roll = roll();
-    roll.update(START, &[seen(2, 1, true, &[("f", &facts)])], &NONE);
+    update(&mut roll, START, &[seen(2, 1, true, &[("f", &facts)])], &NONE);
     let leaves = seen(2, 1, true, &[("f", &facts), ("x", "")]);
-    let changes = roll.update(LATER, &[leaves], &NONE);
+    let changes = update(&mut roll, LATER, &[leaves], &NONE);
     assert_eq!(kinds(&changes), [EventKind::Left]);
     let view = changes.view.expect("changed");
     assert_eq!(view.nodes[&store(2)].liveness, Liveness::Left);
     assert!(view.nodes[&store(2)].values.is_empty(), "the key is membership's own");
     let silent = seen(2, 1, false, &[("f", &facts), ("x", "")]);
-    assert_eq!(kinds(&roll.update(LATER, &[silent], &NONE)), [], "and is no suspicion later");
-    assert_eq!(roll.next_missing(&[store(2)], None), Some(store(2)), "but it may come back");
+    assert_eq!(kinds(&update(&mut roll, LATER, &[silent], &NONE)), [], "and is no suspicion later");
 }

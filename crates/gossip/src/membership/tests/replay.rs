@@ -34,7 +34,7 @@ type Heard = Arc<Mutex<Vec<(StoreId, Bytes)>>>;
 /// Listens in at a node.
 fn listen(mesh: &Mesh, node: &Node) -> Heard {
     let heard = Heard::default();
-    let handler: Arc<dyn Handler> = Arc::clone(&node.membership.inner.inlet) as _;
+    let handler: Arc<dyn Handler> = Arc::clone(&node.membership.inner.region_inlet) as _;
     let ear = Ear { handler, heard: Arc::clone(&heard) };
     mesh.net.handle(node.store, Kind::Membership, Arc::new(ear));
     heard
