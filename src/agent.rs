@@ -51,9 +51,11 @@ mod moving;
 mod nodes;
 mod observed;
 mod operations;
+mod outside;
 mod parts;
 mod promoted;
 pub mod reconcile;
+mod records;
 mod reports;
 mod revocation;
 mod routing;
@@ -210,7 +212,7 @@ impl Agent {
             cluster: home.identity.cluster(),
             host: advertised::service_address(options.bind),
             seeds: vec![Advertised::of(options).control.to_string()],
-            certificate: Arc::new(Certificate::of(home, endpoints, Arc::clone(&clock))),
+            certificate: Arc::new(Certificate::of(home, options, endpoints, Arc::clone(&clock))),
             clock,
             events: EventLog::default(),
             map: plane.map.clone(),

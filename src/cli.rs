@@ -13,6 +13,7 @@ mod commands;
 mod events;
 mod failure;
 mod help;
+mod identity;
 mod joining;
 mod members;
 pub mod options;
@@ -113,6 +114,10 @@ fn run(context: &Context, command: Command) -> Result<ExitCode, Ended> {
             long(runtime()?.block_on(Box::pin(crate::agent::run(options))))
         }
         Command::Demo(args) => demo(context, args),
+        Command::Identity(args::Identity::Csr(args)) => {
+            identity::csr(context, &args)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Tally => {
             up::log("info", args::LogFormat::Text, false)?;
             long(crate::tally::TallyOptions::from_environment().and_then(|options| {

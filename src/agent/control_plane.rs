@@ -6,21 +6,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use flocker_base::{Clock, Name, StoreId, TokenId};
+use flocker_base::{Clock, Name, StoreId};
 use flocker_gossip::addresses::AddressBookStore;
 use flocker_gossip::control::{Admission, Control, Handler, Kind, Wire};
 use flocker_gossip::identity::NodeIdentity;
-use flocker_gossip::join::{
-    Admitted, BlockedTokens, Doorkeeper, KnownNode, RedeemError, Redemptions, Roster, Seed,
-    TokenSource,
-};
+use flocker_gossip::join::{BlockedTokens, Doorkeeper, Redemptions, Seed};
 use flocker_gossip::lease::{self, LeaseConfig, LeaseEvent, Leases};
 use flocker_gossip::map::sync::{self, PeerView};
-use flocker_gossip::map::{Edit, Map, TokenChange};
+use flocker_gossip::map::{Edit, Map};
 use flocker_gossip::membership::{
     self, Liveness, LocalNode, Membership, MembershipConfig, View, lookout,
 };
-use flocker_gossip::model::{NodeFacts, NodeSpec, TokenSpec};
+use flocker_gossip::model::{NodeFacts, NodeSpec};
 use flocker_gossip::seeds::Seeker;
 use flocker_gossip::store::StateDb;
 use flocker_quic::{Endpoint, EndpointConfig, Peers};
@@ -31,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::advertised::{self, Advertised};
 use super::capacity;
 use super::home::Home;
+use super::records::MeshRecords;
 use super::revocation::{Refused, without_removed};
 
 /// What the control plane is made from.
@@ -191,7 +189,7 @@ impl Builder {
         let Self { node, db, name, region, map, book, seeds, setup } = self;
         let identity = node.to_quic();
         let endpoint = listen(&setup, &identity)?;
-        let mesh = Arc::new(MeshRecords::of(&setup, &db, &map, &book));
+        let mesh = Arc::new(MeshRecords::of(&setup, &db, &node, &map, &book));
         let control = Control::new(endpoint.clone(), book.control(), mesh.clone());
         let wire = control.wire();
         let facts = facts(name, region, &setup);
@@ -397,103 +395,5 @@ impl PeerView for MemberPeers {
             .filter(|(_, m)| m.liveness == Liveness::Live)
             .map(|(store, m)| (*store, m.map_root))
             .collect()
-    }
-}
-
-/// The map and the address book as admission and joining see them.
-struct MeshRecords {
-    me: StoreId,
-    advertised: Advertised,
-    map: Map,
-    book: AddressBookStore,
-    redemptions: Redemptions,
-    clock: Arc<dyn Clock>,
-    refused: Refused,
-}
-
-impl MeshRecords {
-    fn of(setup: &Setup, db: &StateDb, map: &Map, book: &AddressBookStore) -> Self {
-        Self {
-            me: db.store_id(),
-            advertised: setup.advertised,
-            map: map.clone(),
-            book: book.clone(),
-            redemptions: Redemptions::new(db.database()),
-            clock: Arc::clone(&setup.clock),
-            refused: Refused::default(),
-        }
-    }
-
-    fn standing(self: &Arc<Self>, blocked: BlockedTokens) -> Standing {
-        Standing {
-            redemptions: self.redemptions.clone(),
-            blocked,
-            admission: Arc::<Self>::clone(self),
-            refused: self.refused.clone(),
-        }
-    }
-}
-
-impl Admission for MeshRecords {
-    fn is_removed(&self, store: StoreId) -> bool {
-        self.map.view().node(&store).is_some_and(|n| n.spec.removed)
-    }
-
-    fn refused_by(&self, peer: StoreId) {
-        self.refused.hear(peer);
-    }
-}
-
-impl TokenSource for MeshRecords {
-    fn find(&self, id: TokenId) -> Option<TokenSpec> {
-        self.map.view().token(&id).map(|t| t.spec.clone())
-    }
-
-    fn redeem(&self, token: TokenId, key: [u8; 32]) -> Result<u32, RedeemError> {
-        let left = self.redemptions.redeem(token, key)?;
-        // The count here decides; what the map says of it is for people.
-        let told = TokenChange::UsesLeft { left, at: self.clock.wall() };
-        if let Err(error) = self.map.edit([Edit::ChangeToken(token, told)]) {
-            tracing::warn!(%token, %error, "could not tell the cluster how many uses are left");
-        }
-        Ok(left)
-    }
-}
-
-impl Roster for MeshRecords {
-    fn name_holder(&self, name: &Name) -> Option<StoreId> {
-        let view = self.map.view();
-        view.node_named(name).filter(|n| !n.spec.removed).map(|n| n.spec.store)
-    }
-
-    fn is_removed(&self, store: StoreId) -> bool {
-        Admission::is_removed(self, store)
-    }
-
-    fn name_of(&self, store: StoreId) -> Option<Name> {
-        self.map.view().node(&store).map(|n| n.spec.name.clone())
-    }
-
-    fn whereabouts(&self, store: StoreId) -> Vec<SocketAddr> {
-        self.book.control().addresses(store)
-    }
-
-    fn known(&self) -> Vec<KnownNode> {
-        let me = KnownNode {
-            store: self.me,
-            control: vec![self.advertised.control],
-            data: vec![self.advertised.data],
-        };
-        let others = self.book.known().into_iter().filter(|n| n.store != self.me);
-        std::iter::once(me).chain(others).collect()
-    }
-
-    fn admit(&self, admitted: &Admitted) -> Result<(), String> {
-        let edit = Edit::AdmitNode(admitted.node.clone());
-        self.map.edit(vec![edit]).map_err(|e| e.to_string())?;
-        self.book
-            .learn(admitted.node.store, &[admitted.control], &[admitted.data])
-            .map(drop)
-            .map_err(|e| e.to_string())
     }
 }

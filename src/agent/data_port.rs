@@ -87,6 +87,10 @@ pub(super) struct DataPort {
 impl DataPort {
     /// Whether the peer is of the cluster; if it was removed, its connection is closed.
     fn counts(&self, connection: &Connection) -> bool {
+        if self.admission.is_stranger(connection.peer()) {
+            connection.close(CloseCode::Busy, "this node was not told of your admission yet");
+            return false;
+        }
         let removed = self.admission.is_removed(connection.peer());
         if removed {
             tracing::warn!(

@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use flocker_base::{Clock, ClusterId, Name, durable};
-use flocker_gossip::identity::{Authority, NodeIdentity};
-use flocker_gossip::join::{JoinString, KnownNode, Newcomer, Seed, Takes, join};
+use flocker_gossip::identity::{Authority, NodeIdentity, Outside};
+use flocker_gossip::join::{JoinString, KnownNode, Newcomer, Seed, Takes, join_as};
 use flocker_gossip::store::{StateDb, StoreError};
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
 use super::advertised::Advertised;
-use super::seeds;
+use super::{outside, seeds};
 use crate::api::{ApiError, ErrorCode};
 use crate::cli::options::UpOptions;
 
@@ -67,7 +67,9 @@ impl Home {
         )?;
         let kept = read_settings(&folder)?;
         let mut settings = settle(options, kept.as_ref())?;
-        let found = NodeIdentity::load(&folder)?;
+        let read = |files| outside::read(files, db.store_id(), clock.wall());
+        let given = options.outside.as_ref().map(read).transpose()?;
+        let found = outside::find(&folder, given.as_ref(), db.store_id())?;
         let fresh = found.is_none();
         if let (Some(identity), Some(text)) = (&found, &options.join) {
             let to: JoinString = text.parse()?;
@@ -81,7 +83,7 @@ impl Home {
         }
         let (identity, known) = match found {
             Some(identity) => (identity, Vec::new()),
-            None => Self::admit(options, &db, &mut settings, clock, random).await?,
+            None => Self::admit(options, &db, &mut settings, given, clock, random).await?,
         };
         if identity.store() != db.store_id() {
             bail!(
@@ -125,6 +127,7 @@ impl Home {
         options: &UpOptions,
         db: &StateDb,
         settings: &mut Settings,
+        given: Option<Outside>,
         clock: &dyn Clock,
         random: &mut StdRng,
     ) -> Result<(NodeIdentity, Vec<KnownNode>)> {
@@ -132,6 +135,9 @@ impl Home {
             let mut bytes = [0; 10];
             random.fill_bytes(&mut bytes);
             let cluster = ClusterId::new(clock.wall(), bytes);
+            if let Some(given) = given {
+                return Ok((NodeIdentity::outside(cluster, db.store_id(), given), Vec::new()));
+            }
             let authority = Authority::generate(cluster, clock.wall())?;
             let identity = NodeIdentity::found(cluster, db.store_id(), authority, clock.wall())?;
             return Ok((identity, Vec::new()));
@@ -149,7 +155,7 @@ impl Home {
             data: advertised.data,
             takes: Takes { name: options.name.is_none(), region: options.region.is_none() },
         };
-        let joined = join(&to, &newcomer).await?;
+        let joined = join_as(&to, &newcomer, given.as_ref()).await?;
         // The token's presets count where nobody chose.
         *settings = Settings { name: joined.name, region: joined.region };
         Ok((joined.identity, joined.known))

@@ -125,6 +125,9 @@ pub(super) enum Command {
     /// Show what happened in the mesh, as this node saw it.
     #[command(long_about = help::EVENTS, after_long_help = help::events())]
     Events(Events),
+    /// Ask an authority outside the cluster for this node's certificate.
+    #[command(subcommand, arg_required_else_help = true)]
+    Identity(Identity),
     /// Let new nodes join: make, list and revoke join tokens.
     #[command(subcommand, arg_required_else_help = true)]
     Token(Token),
@@ -210,6 +213,17 @@ pub(super) struct Up {
     /// A file of addresses of other nodes, one a line; can be given several times.
     #[arg(long, value_name = "FILE")]
     pub(super) seed_file: Vec<PathBuf>,
+    /// The certificate of an authority outside the cluster that all nodes trust, as PEM. Then no
+    /// node can issue certificates: see `flocker identity csr`.
+    #[arg(long, value_name = "FILE", requires_all = ["cert", "key"])]
+    pub(super) ca_cert: Option<PathBuf>,
+    /// This node's certificate from that authority, then those between the two. The files are read
+    /// again when they change.
+    #[arg(long, value_name = "FILE", requires_all = ["ca_cert", "key"])]
+    pub(super) cert: Option<PathBuf>,
+    /// This node's private key, as PKCS #8.
+    #[arg(long, value_name = "FILE", requires_all = ["ca_cert", "cert"])]
+    pub(super) key: Option<PathBuf>,
     /// What to log: a level, or a filter such as `info,flocker_gossip=debug`.
     #[arg(
         long,
@@ -329,6 +343,26 @@ pub(super) struct Move {
     /// The region that it is to go to: the best node there is taken.
     #[arg(long, value_name = "REGION")]
     pub(super) region: Option<Name>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Identity {
+    /// Write a request for this node's certificate, for an authority outside the cluster to sign.
+    #[command(long_about = help::IDENTITY_CSR, after_long_help = help::identity_csr())]
+    Csr(IdentityCsr),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct IdentityCsr {
+    /// Where the node's state is kept [default: as for `flocker up`].
+    #[arg(long, env = "FLOCKER_STATE_DIR", hide_env_values = true, value_name = "FOLDER")]
+    pub(super) state_dir: Option<PathBuf>,
+    /// The private key: made if there is none [default: node.key in the state folder].
+    #[arg(long, value_name = "FILE")]
+    pub(super) key: Option<PathBuf>,
+    /// Where to write the request [default: the standard output].
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

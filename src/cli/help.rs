@@ -92,6 +92,16 @@ Writes a volume's newest snapshot into a folder that it makes, or with --branch 
 deposed master had not replicated and that were kept. It reads what is on this node: run it where \
 'flocker status' shows the branch. Nothing in the mesh changes.";
 
+pub(super) const IDENTITY_CSR: &str = "\
+Makes this node's key, unless there is one, and writes a request (PKCS #10, PEM) for a certificate \
+of it. Have your authority sign it with the name as it is (a DNS name of the form \
+STORE.node.flocker, alone) and with the extended key usages serverAuth and clientAuth. The key \
+never leaves the machine.
+
+Then start the node with 'flocker up --ca-cert CA --cert CERT --key KEY', with --join as well on every \
+node but the first. To renew, write the new certificate over the old file: the agent takes it within \
+a minute, without a restart.";
+
 pub(super) const DEMO: &str = "\
 Runs three agents on this machine as separate processes, in two regions, deploys a small stateful \
 service, drives load through all of them, moves the service under that load, kills its node, and \
@@ -232,6 +242,19 @@ pub(super) fn volume_export() -> String {
             ("The newest snapshot here:", "flocker volume export data --to ./data"),
         ],
         &[NoAgent, NotFound],
+    )
+}
+
+pub(super) fn identity_csr() -> String {
+    page(
+        &[
+            ("For a node that is to be:", "flocker identity csr --out node.csr"),
+            (
+                "With a key that is kept elsewhere:",
+                "flocker identity csr --key /etc/flocker/node.key --out node.csr",
+            ),
+        ],
+        &[AlreadyRunning],
     )
 }
 

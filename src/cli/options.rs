@@ -42,10 +42,23 @@ pub struct UpOptions {
     pub advertise: Option<Advertise>,
     /// Addresses of other nodes, `host` or `host:port`, from the command line and from files.
     pub seeds: Vec<String>,
+    /// The certificate that an authority outside the cluster issued, if one did.
+    pub outside: Option<OutsideFiles>,
     /// End when the process that started this one ends.
     pub exit_with_parent: bool,
     /// How to colour what is printed.
     pub style: Style,
+}
+
+/// Where a certificate of an authority outside the cluster is kept, as PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutsideFiles {
+    /// The authority's certificate.
+    pub ca_cert: PathBuf,
+    /// The node's certificate, then those between it and the authority's.
+    pub cert: PathBuf,
+    /// The node's private key.
+    pub key: PathBuf,
 }
 
 /// An address that peers are told: `IP`, `IP:CONTROL` or `IP:CONTROL/DATA`. A port that is not

@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::args::{self, Http, LogFormat};
 use super::commands::Context;
-use super::options::UpOptions;
+use super::options::{OutsideFiles, UpOptions};
 use super::{failure, joining, place};
 use crate::api::{ApiError, ErrorCode};
 
@@ -43,8 +43,13 @@ pub(super) fn options(context: &Context, args: args::Up) -> Result<UpOptions, Ap
     }
     check_seeds(&seeds)?;
     let state_dir = args.state_dir.unwrap_or_else(place::state_dir);
-    let has_joined = state_dir.join("identity").exists();
+    let has_joined = ["identity", "outside"].iter().any(|file| state_dir.join(file).exists());
     let join = joining::line(join, token, &seeds, has_joined)?;
+    let outside = match (args.ca_cert, args.cert, args.key) {
+        (Some(ca_cert), Some(cert), Some(key)) => Some(OutsideFiles { ca_cert, cert, key }),
+        // The arguments require each other.
+        _ => None,
+    };
     let default_name = place::node_name()
         .map_err(|error| ApiError::new(ErrorCode::Usage, error.to_string()).hint("give --name"))?;
     Ok(UpOptions {
@@ -61,6 +66,7 @@ pub(super) fn options(context: &Context, args: args::Up) -> Result<UpOptions, Ap
         http: http(args.http),
         advertise: args.advertise,
         seeds,
+        outside,
         exit_with_parent: args.exit_with_parent,
         style: context.style(),
     })

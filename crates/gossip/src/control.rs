@@ -219,6 +219,12 @@ pub trait Admission: Send + Sync {
 
     /// A peer has refused this node as removed. It may say so often; this must not block.
     fn refused_by(&self, _peer: StoreId) {}
+
+    /// Whether it has a certificate and was never admitted, as far as is known here. With an
+    /// authority outside the cluster a certificate alone makes nobody a member.
+    fn is_stranger(&self, _store: StoreId) -> bool {
+        false
+    }
 }
 
 /// Who answers those that ask to join. It may be asked by anyone: it must bound tries itself.

@@ -6,28 +6,29 @@
 //! inside the reply to a proven join ([`crate::join`]).
 
 use std::fmt;
-use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use flocker_base::durable::{self, DurableError};
+use flocker_base::durable::DurableError;
 use flocker_base::{ClusterId, StoreId, WallTime};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
     PublicKeyData,
 };
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
+mod file;
+pub mod outside;
 pub mod renewal;
 
 #[cfg(test)]
 mod tests;
 
+pub use file::OutsideCluster;
+pub use outside::{Outside, OutsideError};
 pub use renewal::Validity;
 
 /// How long an authority's certificate is valid.
@@ -87,6 +88,14 @@ pub enum IdentityError {
     /// The identity's file could not be written or read.
     #[error(transparent)]
     File(#[from] DurableError),
+    /// A certificate of an outside authority that can't be used.
+    #[error(transparent)]
+    Outside(#[from] OutsideError),
+    /// The authority is outside, so no node signs.
+    #[error(
+        "this cluster's certificates come from an authority outside: run `flocker identity csr` on the new node, have that authority sign what it writes, and start with --ca-cert, --cert and --key"
+    )]
+    NoKey,
     /// The identity's file has another form than its version says.
     #[error("{} is not an identity that this binary can read: restore it from a backup, or move the state folder away and join as a new node", .0.display())]
     Malformed(PathBuf),
@@ -147,13 +156,25 @@ impl Authority {
         Ok(authority)
     }
 
+    /// An authority whose key no node has.
+    #[must_use]
+    pub fn outside(cert_der: Vec<u8>) -> Self {
+        Self { cert_der, key_der: Zeroizing::default() }
+    }
+
+    /// Whether its key is elsewhere, so that no node can sign.
+    #[must_use]
+    pub fn is_outside(&self) -> bool {
+        self.key_der.is_empty()
+    }
+
     /// The certificate (DER).
     #[must_use]
     pub fn cert_der(&self) -> &[u8] {
         &self.cert_der
     }
 
-    /// The private key (PKCS #8 DER).
+    /// The private key (PKCS #8 DER); empty if it is elsewhere.
     #[must_use]
     pub const fn key_der(&self) -> &Zeroizing<Vec<u8>> {
         &self.key_der
@@ -186,6 +207,9 @@ impl Authority {
         now: WallTime,
         valid: Duration,
     ) -> Result<Vec<u8>, IdentityError> {
+        if self.is_outside() {
+            return Err(IdentityError::NoKey);
+        }
         if csr_der.len() > MAX_CSR_BYTES {
             return Err(IdentityError::Request("it is larger than any of ours"));
         }
@@ -266,6 +290,8 @@ pub struct NodeIdentity {
     store: StoreId,
     authority: Authority,
     cert_der: Vec<u8>,
+    /// Between the certificate and the authority's: only of an outside one.
+    intermediates: Vec<Vec<u8>>,
     key_der: Zeroizing<Vec<u8>>,
 }
 
@@ -275,24 +301,6 @@ impl fmt::Debug for NodeIdentity {
             .field("cluster", &self.cluster)
             .field("store", &self.store)
             .finish_non_exhaustive()
-    }
-}
-
-/// [`NodeIdentity`] as its file holds it. The order of the fields is the file's form.
-#[derive(Serialize, Deserialize)]
-struct StoredIdentity {
-    cluster: ClusterId,
-    store: StoreId,
-    authority_cert: Vec<u8>,
-    authority_key: Vec<u8>,
-    cert: Vec<u8>,
-    key: Vec<u8>,
-}
-
-impl Drop for StoredIdentity {
-    fn drop(&mut self) {
-        zeroize::Zeroize::zeroize(&mut self.authority_key);
-        zeroize::Zeroize::zeroize(&mut self.key);
     }
 }
 
@@ -339,7 +347,51 @@ impl NodeIdentity {
                 "the certificate is not signed by the cluster's authority",
             ));
         }
-        Ok(Self { cluster, store, authority, cert_der, key_der })
+        Ok(Self { cluster, store, authority, cert_der, intermediates: Vec::new(), key_der })
+    }
+
+    /// An identity whose certificate an outside authority issued; [`Outside::read`] has checked it.
+    #[must_use]
+    pub fn outside(cluster: ClusterId, store: StoreId, given: Outside) -> Self {
+        let Outside { authority_cert, cert, intermediates, key } = given;
+        let authority = Authority::outside(authority_cert);
+        Self { cluster, store, authority, cert_der: cert, intermediates, key_der: key }
+    }
+
+    /// What a newcomer with this request is given: a certificate, or nothing where it brought its
+    /// own from an outside authority, which is then checked.
+    ///
+    /// # Errors
+    /// As [`Authority::issue`] and [`Self::check_newcomer`].
+    pub fn certificate_for(
+        &self,
+        request: &[u8],
+        store: StoreId,
+        now: WallTime,
+    ) -> Result<Vec<u8>, IdentityError> {
+        if self.authority.is_outside() {
+            return self.check_newcomer(request, store, now).map(|()| Vec::new());
+        }
+        self.authority.issue(request, store, now, NODE_VALIDITY)
+    }
+
+    /// Whether a newcomer's certificate (DER) is of this cluster's outside authority and names this
+    /// store. It must come under the same certificates as this node's.
+    ///
+    /// # Errors
+    /// [`IdentityError::NoKey`] if it is no certificate, else [`IdentityError::Outside`].
+    pub fn check_newcomer(
+        &self,
+        cert_der: &[u8],
+        store: StoreId,
+        now: WallTime,
+    ) -> Result<(), IdentityError> {
+        // A request to sign begins otherwise: it comes from who has no certificate yet.
+        if parse(cert_der).is_err() {
+            return Err(IdentityError::NoKey);
+        }
+        let trusted = self.authority.cert_der();
+        Ok(outside::check(trusted, &self.intermediates, cert_der, store, now)?)
     }
 
     /// The cluster.
@@ -374,17 +426,20 @@ impl NodeIdentity {
             store: self.store,
             ca_der: self.authority.cert_der.clone(),
             cert_der: self.cert_der.clone(),
-            intermediates: Vec::new(),
+            intermediates: self.intermediates.clone(),
             key_der: self.key_der.clone(),
         }
     }
 
-    /// From when to when the node's certificate is valid.
+    /// From when to when the node's certificate is valid, and those between it and the authority's.
     ///
     /// # Errors
-    /// [`IdentityError::Inconsistent`] if the certificate can't be read.
+    /// [`IdentityError::Inconsistent`] if a certificate can't be read.
     pub fn validity(&self) -> Result<Validity, IdentityError> {
-        Validity::of(&self.cert_der)
+        self.intermediates.iter().try_fold(Validity::of(&self.cert_der)?, |all, between| {
+            let between = Validity::of(between)?;
+            Ok(Validity { from: all.from.max(between.from), until: all.until.min(between.until) })
+        })
     }
 
     /// Whether the certificate is to be made anew.
@@ -392,7 +447,9 @@ impl NodeIdentity {
     /// # Errors
     /// [`IdentityError::Inconsistent`] if a certificate can't be read.
     pub fn needs_renewal(&self, now: WallTime) -> Result<bool, IdentityError> {
-        Ok(renewal::is_due(&self.validity()?, &self.authority.validity()?, now))
+        // An outside authority is asked by the operator, not by the node.
+        Ok(!self.authority.is_outside()
+            && renewal::is_due(&self.validity()?, &self.authority.validity()?, now))
     }
 
     /// The same identity with a new key and certificate, signed by the authority that this node
@@ -404,79 +461,6 @@ impl NodeIdentity {
         let now = now.max(self.validity()?.made());
         Self::found(self.cluster, self.store, self.authority.clone(), now)
     }
-
-    /// Stores the identity in this folder, durably: the file with mode 0600, the folder with 0700.
-    ///
-    /// # Errors
-    /// [`IdentityError::Folder`] or [`IdentityError::File`]; what stood there before still stands.
-    pub fn save(&self, folder: &Path) -> Result<(), IdentityError> {
-        make_private(folder)?;
-        let stored = StoredIdentity {
-            cluster: self.cluster,
-            store: self.store,
-            authority_cert: self.authority.cert_der.clone(),
-            authority_key: self.authority.key_der.to_vec(),
-            cert: self.cert_der.clone(),
-            key: self.key_der.to_vec(),
-        };
-        let path = folder.join(FILE);
-        let bytes = postcard::to_stdvec(&stored)
-            .map(Zeroizing::new)
-            .map_err(|_why| IdentityError::Malformed(path.clone()))?;
-        durable::write(&path, FILE_VERSION, &bytes)?;
-        Ok(())
-    }
-
-    /// Reads the identity from this folder; `None` if none was ever saved there.
-    ///
-    /// # Errors
-    /// [`IdentityError::File`] or [`IdentityError::Malformed`] if the file is damaged,
-    /// [`IdentityError::Inconsistent`] if its parts don't belong together.
-    pub fn load(folder: &Path) -> Result<Option<Self>, IdentityError> {
-        let path = folder.join(FILE);
-        let Some((_, bytes)) = durable::read(&path, FILE_VERSION, FILE_MAX_BYTES)? else {
-            return Ok(None);
-        };
-        let bytes = Zeroizing::new(bytes);
-        make_private(folder)?;
-        let mut stored: StoredIdentity = match postcard::take_from_bytes(&bytes) {
-            Ok((stored, [])) => stored,
-            Ok(_) | Err(_) => return Err(IdentityError::Malformed(path)),
-        };
-        let authority = Authority::from_parts(
-            std::mem::take(&mut stored.authority_cert),
-            Zeroizing::new(std::mem::take(&mut stored.authority_key)),
-        )?;
-        Self::from_parts(
-            stored.cluster,
-            stored.store,
-            authority,
-            std::mem::take(&mut stored.cert),
-            Zeroizing::new(std::mem::take(&mut stored.key)),
-        )
-        .map(Some)
-    }
-}
-
-/// Makes the folder if there is none, and closes it to everyone but its owner.
-fn make_private(folder: &Path) -> Result<(), IdentityError> {
-    let fail = |action, source| IdentityError::Folder { action, path: folder.to_owned(), source };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(|e| fail("create", e))?;
-    let mode = fs::metadata(folder).map_err(|e| fail("look at", e))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        tracing::warn!(
-            folder = %folder.display(),
-            mode = format_args!("{:03o}", mode & 0o777),
-            "the state folder holds the cluster's keys and was open to other users: closing it"
-        );
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
-            .map_err(|e| fail("close to other users", e))?;
-    }
-    Ok(())
 }
 
 fn set_validity(params: &mut CertificateParams, now: WallTime, valid: Duration) {

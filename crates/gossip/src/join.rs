@@ -30,7 +30,7 @@ use std::net::SocketAddr;
 use flocker_base::StoreId;
 use serde::{Deserialize, Serialize};
 
-pub use client::{Attempt, JoinError, Joined, Newcomer, join};
+pub use client::{Attempt, JoinError, Joined, Newcomer, join, join_as};
 pub use door::{Admitted, Preset, Refusal};
 pub use doorkeeper::{BlockedTokens, Doorkeeper, Roster, TokenSource};
 pub use exchange::{MAX_REPLY_BYTES, MAX_REQUEST_BYTES, Takes};
@@ -39,6 +39,8 @@ pub use token::{DEFAULT_PORT, JoinString, JoinStringError, Seed, Token, TokenErr
 
 #[cfg(test)]
 mod live;
+#[cfg(test)]
+mod outside;
 #[cfg(test)]
 mod tests;
 

@@ -135,3 +135,62 @@ fn the_authoritys_end_is_told_of_two_years_before() {
     assert!(note.text.contains("authority ends in 700 days"), "{note:?}");
     assert_eq!(said(3)[0].severity, Severity::Critical);
 }
+
+fn put(folder: &std::path::Path, name: &str, label: &str, der: &[u8]) {
+    let body = data_encoding::BASE64.encode(der);
+    let pem = format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+    flocker_base::durable::write_plain(&folder.join(name), pem.as_bytes(), 0o600).expect("written");
+}
+
+/// Has the operator's authority issue a certificate, and puts it into the files.
+fn issue(mesh: &Mesh, folder: &std::path::Path, days: u32) -> OutsideFiles {
+    let request = flocker_gossip::identity::KeyRequest::generate(store(1)).expect("a key");
+    let now = mesh.clock.wall();
+    let cert = mesh.authority.issue(&request.csr_der, store(1), now, DAY * days).expect("issued");
+    put(folder, "ca.pem", "CERTIFICATE", mesh.authority.cert_der());
+    put(folder, "cert.pem", "CERTIFICATE", &cert);
+    put(folder, "key.pem", "PRIVATE KEY", &request.key_der);
+    let path = |name: &str| folder.join(name);
+    OutsideFiles { ca_cert: path("ca.pem"), cert: path("cert.pem"), key: path("key.pem") }
+}
+
+#[tokio::test]
+async fn a_certificate_from_outside_is_taken_when_its_file_changes() {
+    let mesh = Mesh::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = issue(&mesh, folder.path(), 40);
+    let given = outside::read(&files, store(1), mesh.clock.wall()).expect("good");
+    let first = NodeIdentity::outside(mesh.cluster, store(1), given);
+    let (a, b) = (mesh.endpoint(&first, &control()), mesh.endpoint(&mesh.identity(2), &control()));
+    let state_folder = folder.path().join("state");
+    let mut certificate =
+        Certificate::new(state_folder.clone(), first.clone(), vec![a.clone()], mesh.clock());
+    certificate.files = Some(files);
+    let (old_out, old_in) = connect(&a, &b).await;
+    assert!(certificate.look());
+    assert!(certificate.attention().is_empty());
+
+    mesh.clock.advance(DAY * 35);
+    assert!(certificate.look());
+    let [note] = &certificate.attention()[..] else { panic!("one note") };
+    assert!(note.text.contains("flocker identity csr"), "{note:?}");
+
+    issue(&mesh, folder.path(), 300);
+    assert!(certificate.look());
+    assert!(certificate.attention().is_empty());
+    mesh.clock.advance(DAY * 10);
+    let (_, inward) = connect(&a, &b).await;
+    let shown = inward.peer_certificate().expect("shown");
+    assert_ne!(shown, first.cert_der(), "the new one");
+    let mut stream = old_out.open_uni().await.expect("the old connection lives");
+    flocker_quic::frame::write_frame(&mut stream, b"on").await.expect("written");
+    old_in.accept_uni().await.expect("a stream");
+
+    put(folder.path(), "cert.pem", "CERTIFICATE", b"half of a file");
+    assert!(!certificate.look());
+    let [note] = &certificate.attention()[..] else { panic!("one note") };
+    assert!(note.text.contains("cert.pem"), "{note:?}");
+    let (_, inward) = connect(&a, &b).await;
+    assert_eq!(inward.peer_certificate(), Some(shown), "what can't be used is not shown");
+    assert!(!state_folder.exists(), "no key of the operator's is copied");
+}

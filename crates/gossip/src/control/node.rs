@@ -122,6 +122,16 @@ impl Control {
     /// Whether the peer is still of the cluster; if not, it is refused.
     fn counts(&self, connection: &Connection) -> bool {
         let peer = connection.peer();
+        if self.wire.dispatch.admission.is_stranger(peer) {
+            // It dials again within a second, and is told why: no line of the log for each.
+            tracing::debug!(
+                %peer, remote = %connection.remote_addr(),
+                "refused a connection: this node knows of no admission of that one; if it has just \
+                 joined elsewhere, it is let in once that is known here"
+            );
+            connection.close(CloseCode::Busy, "this node was not told of your admission yet");
+            return false;
+        }
         if !self.wire.dispatch.admission.is_removed(peer) {
             return true;
         }

@@ -1,9 +1,14 @@
 //! Identities: what is signed, what is refused, and what a file gives back.
 
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use proptest::prelude::*;
 
+use flocker_base::durable;
+
+use super::file::StoredIdentity;
 use super::*;
 
 const NOW: WallTime = WallTime::from_millis(1_800_000_000_000);

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::exchange::{Admission, Answer, Reply, Request, Takes};
 use super::token::{JoinString, Seed, Token};
 use super::{KnownNode, MAX_REQUEST_BYTES};
-use crate::identity::{Authority, IdentityError, KeyRequest, NodeIdentity};
+use crate::identity::{Authority, IdentityError, KeyRequest, NodeIdentity, Outside};
 
 /// How long a name may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(5);
@@ -122,7 +122,24 @@ fn advice(attempts: &[Attempt]) -> &'static str {
 /// # Errors
 /// [`JoinError::NoneAdmitted`] with each attempt; [`JoinError::Identity`].
 pub async fn join(to: &JoinString, newcomer: &Newcomer) -> Result<Joined, JoinError> {
-    let request = KeyRequest::generate(newcomer.store)?;
+    join_as(to, newcomer, None).await
+}
+
+/// [`join`] with a certificate that an authority outside the cluster issued, which is then the
+/// cluster's own. No member gives one, and none is asked to.
+///
+/// # Errors
+/// As [`join`].
+pub async fn join_as(
+    to: &JoinString,
+    newcomer: &Newcomer,
+    outside: Option<&Outside>,
+) -> Result<Joined, JoinError> {
+    let request = match outside {
+        // The proof covers it, as it covers a request to sign.
+        Some(outside) => KeyRequest { key_der: outside.key.clone(), csr_der: outside.cert.clone() },
+        None => KeyRequest::generate(newcomer.store)?,
+    };
     let mut attempts = Vec::new();
     let mut seeds: VecDeque<Seed> = to.seeds.iter().cloned().collect();
     // Members may name others, once: one that is asked twice is asked no further.
@@ -139,7 +156,7 @@ pub async fn join(to: &JoinString, newcomer: &Newcomer) -> Result<Joined, JoinEr
         };
         for address in addresses {
             tracing::info!(%seed, %address, "asking to join");
-            match ask(&to.token, newcomer, &request, address).await {
+            match ask(&to.token, newcomer, &request, outside, address).await {
                 Ok(joined) => return Ok(joined),
                 Err(Failed { refused, reason, try_at }) => {
                     tracing::warn!(%seed, %address, reason, "could not join here");
@@ -187,6 +204,7 @@ async fn ask(
     token: &Token,
     newcomer: &Newcomer,
     key: &KeyRequest,
+    outside: Option<&Outside>,
     at: SocketAddr,
 ) -> Result<Joined, Failed> {
     let connection =
@@ -214,7 +232,7 @@ async fn ask(
         Reply::Admitted(admission) => {
             let asked = || (newcomer.name.clone(), newcomer.region.clone());
             let recorded = recorded.unwrap_or_else(asked);
-            take(admission, token, newcomer.store, key, at, recorded)
+            take(admission, token, newcomer.store, (key, outside), at, recorded)
         }
         Reply::Refused(reason) => Err(Failed {
             refused: true,
@@ -229,7 +247,7 @@ fn take(
     mut admission: Admission,
     token: &Token,
     store: StoreId,
-    key: &KeyRequest,
+    (key, outside): (&KeyRequest, Option<&Outside>),
     at: SocketAddr,
     (name, region): (Name, Name),
 ) -> Result<Joined, Failed> {
@@ -237,15 +255,7 @@ fn take(
     if <[u8; 32]>::from(Sha256::digest(&admission.authority_cert)) != token.ca {
         return Err(wrong("its authority is not the one that the token names"));
     }
-    let authority = Authority::from_parts(
-        std::mem::take(&mut admission.authority_cert),
-        Zeroizing::new(std::mem::take(&mut admission.authority_key)),
-    )
-    .map_err(|e| wrong(&e.to_string()))?;
-    let cert = std::mem::take(&mut admission.cert);
-    let identity =
-        NodeIdentity::from_parts(admission.cluster, store, authority, cert, key.key_der.clone())
-            .map_err(|e| wrong(&e.to_string()))?;
+    let identity = identity(&mut admission, store, key, outside).map_err(|e| wrong(&e))?;
     let mut known = std::mem::take(&mut admission.known);
     let by = admission.by;
     let told = known.iter().position(|node| node.store == by);
@@ -257,6 +267,32 @@ fn take(
     first.control.insert(0, at);
     known.insert(0, first);
     Ok(Joined { identity, known, name, region })
+}
+
+/// The identity that comes of what was given, or of what this node brought.
+fn identity(
+    admission: &mut Admission,
+    store: StoreId,
+    key: &KeyRequest,
+    outside: Option<&Outside>,
+) -> Result<NodeIdentity, String> {
+    let authority_key = Zeroizing::new(std::mem::take(&mut admission.authority_key));
+    match outside {
+        Some(outside)
+            if authority_key.is_empty() && admission.authority_cert == outside.authority_cert =>
+        {
+            Ok(NodeIdentity::outside(admission.cluster, store, outside.clone()))
+        }
+        Some(_) => Err("its cluster has another authority than --ca-cert".to_owned()),
+        None => {
+            let cert = std::mem::take(&mut admission.authority_cert);
+            let authority =
+                Authority::from_parts(cert, authority_key).map_err(|e| e.to_string())?;
+            let cert = std::mem::take(&mut admission.cert);
+            NodeIdentity::from_parts(admission.cluster, store, authority, cert, key.key_der.clone())
+                .map_err(|e| e.to_string())
+        }
+    }
 }
 
 /// A peer's text as a terminal may show it.

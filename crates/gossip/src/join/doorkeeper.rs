@@ -17,7 +17,7 @@ use super::door::{Admitted, Door, Knock, Passed, Refusal, Turned};
 use super::exchange::{Admission, Answer, Claim, MAX_REPLY_BYTES, Reply};
 use super::redemptions::RedeemError;
 use crate::control::JoinHandler;
-use crate::identity::{IdentityError, NODE_VALIDITY, NodeIdentity};
+use crate::identity::{IdentityError, NodeIdentity};
 use crate::model::TokenSpec;
 
 /// The most nodes told to a newcomer. Gossip tells it the others.
@@ -221,9 +221,11 @@ impl Inner {
         let store = admitted.node.store;
         let authority = self.identity.authority();
         let cert =
-            authority.issue(csr, store, self.clock.wall(), NODE_VALIDITY).map_err(|error| {
+            self.identity.certificate_for(csr, store, self.clock.wall()).map_err(|error| {
                 match error {
-                    IdentityError::Request(_) => Refusal::BadRequest(error.to_string()),
+                    IdentityError::Request(_)
+                    | IdentityError::NoKey
+                    | IdentityError::Outside(_) => Refusal::BadRequest(error.to_string()),
                     other => Refusal::Failed(other.to_string()),
                 }
             })?;
