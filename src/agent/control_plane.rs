@@ -12,7 +12,7 @@ use flocker_gossip::control::{Admission, Control, Handler, Kind, Wire};
 use flocker_gossip::identity::NodeIdentity;
 use flocker_gossip::join::{BlockedTokens, Doorkeeper, Redemptions, Seed};
 use flocker_gossip::lease::{self, LeaseConfig, LeaseEvent, Leases};
-use flocker_gossip::map::sync::{self, PeerView};
+use flocker_gossip::map::sync::{self, Peer, PeerView};
 use flocker_gossip::map::{Edit, Map};
 use flocker_gossip::membership::{
     self, Liveness, LocalNode, Membership, MembershipConfig, View, lookout,
@@ -192,6 +192,7 @@ impl Builder {
         let mesh = Arc::new(MeshRecords::of(&setup, &db, &node, &map, &book));
         let control = Control::new(endpoint.clone(), book.control(), mesh.clone());
         let wire = control.wire();
+        let own_region = region.clone();
         let facts = facts(name, region, &setup);
         let advertised = setup.advertised;
         let local = LocalNode {
@@ -206,7 +207,7 @@ impl Builder {
         let mut work = JoinSet::new();
         let members = membership.view();
         let watch_handler = spawn_lookout(&mut work, &membership, &wire, &setup, stop);
-        let peer_view = Arc::new(MemberPeers(members.clone()));
+        let peer_view = Arc::new(MemberPeers { members: members.clone(), region: own_region });
         let [map_seed, lease_seed] = setup.seeds;
         let (map_sync, push, pull) =
             sync::build(map.clone(), Arc::clone(&wire), peer_view, map_seed);
@@ -385,15 +386,24 @@ async fn announce_root(map: Map, membership: Membership, stop: CancellationToken
 }
 
 /// The live peers and their roots, for the map's synchronisation.
-struct MemberPeers(watch::Receiver<Arc<View>>);
+struct MemberPeers {
+    members: watch::Receiver<Arc<View>>,
+    region: Name,
+}
 
 impl PeerView for MemberPeers {
-    fn live(&self) -> Vec<(StoreId, Option<[u8; 32]>)> {
-        let view = self.0.borrow();
-        view.nodes
-            .iter()
-            .filter(|(_, m)| m.liveness == Liveness::Live)
-            .map(|(store, m)| (*store, m.map_root))
-            .collect()
+    fn live(&self) -> Vec<Peer> {
+        let view = self.members.borrow();
+        let live = view.nodes.iter().filter(|(_, m)| m.liveness == Liveness::Live);
+        live.map(|(store, m)| Peer {
+            store: *store,
+            region: m.facts.region.clone(),
+            root: m.map_root,
+        })
+        .collect()
+    }
+
+    fn region(&self) -> Name {
+        self.region.clone()
     }
 }

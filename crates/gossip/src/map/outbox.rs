@@ -40,14 +40,19 @@ impl Outbox {
     /// Cancel safe: nothing is taken before it is returned.
     pub(super) async fn take(&self) -> (Vec<RecordKey>, u8) {
         loop {
-            let taken = {
-                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-                std::mem::take(&mut *waiting)
-            };
-            if let Some(hops) = taken.values().copied().max() {
-                return (taken.into_keys().collect(), hops);
+            if let Some(taken) = self.try_take() {
+                return taken;
             }
             self.added.notified().await;
         }
+    }
+
+    /// The same, if any waits.
+    pub(super) fn try_take(&self) -> Option<(Vec<RecordKey>, u8)> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = std::mem::take(&mut *waiting);
+        drop(waiting);
+        let hops = taken.values().copied().max()?;
+        Some((taken.into_keys().collect(), hops))
     }
 }

@@ -1,21 +1,34 @@
-//! Which peers to push to and which to pull from, and when again. Pure: time, roots and
-//! randomness come in. It must never pull from one peer again and again for nothing.
+//! Which peer to pull from, and when again. Pure: time, roots and randomness come in. It must
+//! never pull from one peer again and again for nothing, nor because of what it does not know.
+//!
+//! A peer's root is as old as membership is slow. One that was ours before says that the peer lacks
+//! something, not we; and what differs only for a moment is on its way by push.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use flocker_base::{BootTime, StoreId};
-use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
 use crate::map::tree::Hash;
 
+/// How long a root must differ before it is worth a pull: pushes take less, so that in a healthy
+/// mesh one change makes no pull.
+const SETTLE: Duration = Duration::from_secs(1);
+/// The wait after a first pull that brought nothing, and after one that failed.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// The longest wait after pulls that brought nothing.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The longest wait after pulls that failed.
+const LONGEST_AFTER_FAILURE: Duration = Duration::from_secs(8);
+/// Roots of our own that are remembered.
+const FORMER: usize = 256;
+/// The root of an empty map.
+const EMPTY: Hash = [0; 32];
 
-/// What made a pull worth trying.
-type Difference = (Option<Hash>, Hash);
+/// What made a pull worth trying: the peer's root and ours.
+pub(super) type Difference = (Hash, Hash);
 
 #[derive(Debug)]
 struct Fruitless {
@@ -25,115 +38,170 @@ struct Fruitless {
 }
 
 /// Chooses peers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Choice {
-    random: StdRng,
+    roots: BTreeMap<StoreId, Hash>,
+    /// Since when each peer's root has been another than ours.
+    differs: BTreeMap<StoreId, BootTime>,
+    former: VecDeque<Hash>,
     fruitless: BTreeMap<StoreId, Fruitless>,
 }
 
 impl Choice {
-    pub(super) fn new(seed: u64) -> Self {
-        Self { random: StdRng::seed_from_u64(seed), fruitless: BTreeMap::new() }
+    /// Notes our root.
+    pub(super) fn on_own_root(&mut self, ours: Hash) {
+        if self.former.back() != Some(&ours) {
+            if self.former.len() >= FORMER {
+                self.former.pop_front();
+            }
+            self.former.push_back(ours);
+        }
     }
 
-    /// So many of the peers, at random.
-    pub(super) fn some(&mut self, peers: &[StoreId], count: usize) -> Vec<StoreId> {
-        peers.sample(&mut self.random, count).copied().collect()
+    /// Notes the roots that the live peers announce.
+    pub(super) fn on_roots(&mut self, roots: Vec<(StoreId, Hash)>, now: BootTime) {
+        self.roots = roots.into_iter().collect();
+        let gains = |root: &Hash| *root != EMPTY && !self.former.contains(root);
+        let differs = self.roots.iter().filter(|(_, root)| gains(root));
+        let since = |peer: &StoreId| self.differs.get(peer).copied().unwrap_or(now);
+        self.differs = differs.map(|(peer, _)| (*peer, since(peer))).collect();
+        self.fruitless.retain(|peer, _| self.roots.contains_key(peer));
     }
 
-    /// A peer to pull from: one whose root is another than ours and from whom we did not just
-    /// learn that he has nothing for us.
+    /// A peer to pull from, other than `busy`: one whose root has differed from ours for a while
+    /// and from whom we did not just learn that he has nothing for us.
     pub(super) fn source(
-        &mut self,
-        peers: &[(StoreId, Option<Hash>)],
+        &self,
         ours: Hash,
+        busy: impl Fn(&StoreId) -> bool,
         now: BootTime,
-    ) -> Option<StoreId> {
-        self.fruitless.retain(|store, _| peers.iter().any(|(peer, _)| peer == store));
-        let worth = |(store, root): &&(StoreId, Option<Hash>)| {
-            *root != Some(ours)
-                && self
-                    .fruitless
-                    .get(store)
-                    .is_none_or(|tried| tried.until <= now || tried.difference != (*root, ours))
+        random: &mut StdRng,
+    ) -> Option<(StoreId, Difference)> {
+        // An empty map has nobody's pushes to wait for.
+        let settle = if ours == EMPTY { Duration::ZERO } else { SETTLE };
+        let worth = |(peer, since): (&StoreId, &BootTime)| {
+            let difference = (*self.roots.get(peer)?, ours);
+            let is_due = |tried: &Fruitless| tried.until <= now || tried.difference != difference;
+            let is_worth = difference.0 != ours
+                && *since + settle <= now
+                && !self.former.contains(&difference.0)
+                && self.fruitless.get(peer).is_none_or(is_due)
+                && !busy(peer);
+            is_worth.then_some((*peer, difference))
         };
-        let worth: Vec<StoreId> = peers.iter().filter(worth).map(|(store, _)| *store).collect();
-        worth.choose(&mut self.random).copied()
+        let worth: Vec<_> = self.differs.iter().filter_map(worth).collect();
+        worth.choose(random).copied()
     }
 
-    /// Notes that a pull brought nothing, or failed.
-    pub(super) fn nothing_from(
-        &mut self,
-        store: StoreId,
-        root: Option<Hash>,
-        ours: Hash,
-        now: BootTime,
-    ) {
-        let before = self.fruitless.get(&store).filter(|old| old.difference == (root, ours));
-        let wait = before.map_or(FIRST_WAIT, |old| (old.wait * 2).min(LONGEST_WAIT));
-        let difference = (root, ours);
-        self.fruitless.insert(store, Fruitless { difference, wait, until: now + wait });
+    /// Notes that a pull brought nothing.
+    pub(super) fn nothing_from(&mut self, peer: StoreId, difference: Difference, now: BootTime) {
+        self.put_off(peer, difference, LONGEST_WAIT, now);
+    }
+
+    /// Notes that a pull failed.
+    pub(super) fn failed(&mut self, peer: StoreId, difference: Difference, now: BootTime) {
+        self.put_off(peer, difference, LONGEST_AFTER_FAILURE, now);
+    }
+
+    fn put_off(&mut self, peer: StoreId, difference: Difference, longest: Duration, now: BootTime) {
+        let before = self.fruitless.get(&peer).filter(|old| old.difference == difference);
+        let wait = before.map_or(FIRST_WAIT, |old| (old.wait * 2).min(longest));
+        self.fruitless.insert(peer, Fruitless { difference, wait, until: now + wait });
     }
 
     /// Notes that a pull brought something.
-    pub(super) fn something_from(&mut self, store: StoreId) {
-        self.fruitless.remove(&store);
+    pub(super) fn something_from(&mut self, peer: StoreId) {
+        self.fruitless.remove(&peer);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng;
+
     use super::*;
 
     fn store(number: u8) -> StoreId {
         StoreId::from_bytes([number; 16])
     }
 
-    #[test]
-    fn a_peer_with_our_root_is_never_pulled_from() {
-        let mut choice = Choice::new(1);
-        let peers = [(store(1), Some([1; 32])), (store(2), Some([2; 32]))];
-        for _ in 0..20 {
-            assert_eq!(choice.source(&peers, [1; 32], BootTime::ZERO), Some(store(2)));
+    fn at(millis: u64) -> BootTime {
+        BootTime::from_millis(millis)
+    }
+
+    /// A choice that has seen these roots since the boot, and whom it takes.
+    struct Case {
+        choice: Choice,
+        random: StdRng,
+    }
+
+    impl Case {
+        fn new(ours: Hash, roots: &[(u8, Hash)]) -> Self {
+            let mut choice = Choice::default();
+            choice.on_own_root(ours);
+            let mut case = Self { choice, random: StdRng::seed_from_u64(1) };
+            case.see(roots, BootTime::ZERO);
+            case
         }
+
+        fn see(&mut self, roots: &[(u8, Hash)], now: BootTime) {
+            let roots = roots.iter().map(|(peer, root)| (store(*peer), *root)).collect();
+            self.choice.on_roots(roots, now);
+        }
+
+        fn source(&mut self, ours: Hash, now: BootTime) -> Option<StoreId> {
+            self.choice.on_own_root(ours);
+            let found = self.choice.source(ours, |_| false, now, &mut self.random);
+            found.map(|(peer, _)| peer)
+        }
+    }
+
+    #[test]
+    fn a_peer_with_our_root_or_a_former_one_or_none_is_never_pulled_from() {
+        let mut case = Case::new([7; 32], &[(1, [1; 32]), (2, [2; 32]), (3, EMPTY), (4, [7; 32])]);
+        for _ in 0..20 {
+            assert_eq!(case.source([1; 32], at(5_000)), Some(store(2)));
+        }
+        case.see(&[(1, [1; 32])], at(6_000));
+        assert_eq!(case.source([1; 32], at(9_000)), None, "the others announce nothing any more");
+    }
+
+    #[test]
+    fn what_differs_for_a_moment_is_left_to_the_push() {
+        let mut case = Case::new([1; 32], &[(1, [2; 32])]);
+        assert_eq!(case.source([1; 32], at(999)), None);
+        assert_eq!(case.source([1; 32], at(1_000)), Some(store(1)));
+        // Its root changes all the time, and never to ours: that is still worth a look.
+        case.see(&[(1, [3; 32])], at(900));
+        assert_eq!(case.source([1; 32], at(1_000)), Some(store(1)));
+        case.see(&[(1, [1; 32])], at(1_500));
+        case.see(&[(1, [4; 32])], at(2_000));
+        assert_eq!(case.source([1; 32], at(2_500)), None, "we were equal meanwhile");
+        // A newcomer waits for nothing.
+        let mut case = Case::new(EMPTY, &[(1, [2; 32])]);
+        assert_eq!(case.source(EMPTY, BootTime::ZERO), Some(store(1)));
     }
 
     #[test]
     fn a_fruitless_pull_waits_longer_each_time_until_a_root_changes() {
-        let mut choice = Choice::new(1);
-        let peers = [(store(2), Some([2; 32]))];
-        let mut now = BootTime::ZERO;
-        for wait in [1, 2, 4, 8, 16, 32, 60, 60] {
-            assert_eq!(choice.source(&peers, [1; 32], now), Some(store(2)));
-            choice.nothing_from(store(2), Some([2; 32]), [1; 32], now);
-            let wait = Duration::from_secs(wait);
-            assert_eq!(
-                choice.source(
-                    &peers,
-                    [1; 32],
-                    (now + wait).saturating_sub(Duration::from_millis(1))
-                ),
-                None
-            );
-            now = now + wait;
+        let difference = ([2; 32], [1; 32]);
+        for (longest, waits) in [(60, [1, 2, 4, 8, 16, 32, 60, 60]), (8, [1, 2, 4, 8, 8, 8, 8, 8])]
+        {
+            let mut case = Case::new([1; 32], &[(2, [2; 32])]);
+            let mut now = at(1_000);
+            for wait in waits {
+                assert_eq!(case.source([1; 32], now), Some(store(2)));
+                if longest == 60 {
+                    case.choice.nothing_from(store(2), difference, now);
+                } else {
+                    case.choice.failed(store(2), difference, now);
+                }
+                now = now + Duration::from_secs(wait);
+                let just_before = now.saturating_sub(Duration::from_millis(1));
+                assert_eq!(case.source([1; 32], just_before), None);
+            }
+            case.choice.nothing_from(store(2), difference, now);
+            assert_eq!(case.source([9; 32], now), Some(store(2)), "our root changed");
         }
-        choice.nothing_from(store(2), Some([2; 32]), [1; 32], now);
-        assert_eq!(choice.source(&peers, [9; 32], now), Some(store(2)), "our root changed");
-        let changed = [(store(2), Some([3; 32]))];
-        assert_eq!(choice.source(&changed, [1; 32], now), Some(store(2)), "its root changed");
-    }
-
-    #[test]
-    fn a_push_goes_to_different_peers_at_random() {
-        let mut choice = Choice::new(7);
-        let peers: Vec<_> = (1..=9).map(store).collect();
-        let mut met = std::collections::BTreeSet::new();
-        for _ in 0..50 {
-            let some = choice.some(&peers, 3);
-            assert_eq!(some.iter().collect::<std::collections::BTreeSet<_>>().len(), 3);
-            met.extend(some);
-        }
-        assert_eq!(met.len(), 9);
-        assert_eq!(choice.some(&peers[..2], 3).len(), 2);
     }
 }

@@ -1,18 +1,16 @@
 //! What maps say to each other over hostile bytes: pushes are merged into a real map, questions
 //! are answered by one, and answers lead a descent. What is refused must change nothing.
 
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::LazyLock;
 
 use flocker_base::StoreId;
 
-use super::choice::Choice;
 use super::descent::Descent;
 use super::message::{self, MAX_KEYS, MAX_PATHS, Push, Request, Response, WireSummary};
-use super::refusals::Refusals;
-use super::{PeerView, Shared, sent};
-use crate::control::{Kind, MemoryNet};
+use super::work::{respond, sent};
+use crate::control::Kind;
 use crate::map::fuzzing::{content, empty, sample};
-use crate::map::tree::{Hash, HashTree, Path, Summary, value_hash};
+use crate::map::tree::{HashTree, Path, Summary, value_hash};
 use crate::map::{Arrived, Map, RecordKey, encoding};
 
 /// The records of a peer's push, merged into a map that has others.
@@ -70,7 +68,7 @@ pub(crate) fn pull(input: &[u8]) {
 
 fn question(request: Request) {
     let asked = request.clone();
-    let response = SHARED.answer(request).expect("memory");
+    let response = respond(&SHARED, request).expect("memory");
     let bytes = message::encode(&response).expect("memory");
     assert!(bytes.len() <= Kind::MapPull.max_frame(), "an answer of {} bytes", bytes.len());
     match (asked, message::decode(&bytes).expect("our own answer")) {
@@ -99,7 +97,7 @@ fn answer(response: Response) {
             return;
         }
     };
-    let tree = SHARED.map.tree();
+    let tree = SHARED.tree();
     let Ok(theirs) = theirs.into_iter().map(Summary::try_from).collect::<Result<Vec<_>, _>>()
     else {
         return;
@@ -128,21 +126,7 @@ fn answer(response: Response) {
 }
 
 /// A map that peers ask, and that nothing here changes.
-static SHARED: LazyLock<Shared> = LazyLock::new(|| Shared {
-    map: sample(1),
-    wire: MemoryNet::new().node(StoreId::from_bytes([1; 16])),
-    peers: Arc::new(Nobody),
-    choice: Mutex::new(Choice::new(1)),
-    refusals: Refusals::default(),
-});
-
-struct Nobody;
-
-impl PeerView for Nobody {
-    fn live(&self) -> Vec<(StoreId, Option<Hash>)> {
-        Vec::new()
-    }
-}
+static SHARED: LazyLock<Map> = LazyLock::new(|| sample(1));
 
 /// A push of each record of a map, and of all.
 pub(crate) fn pushes() -> Vec<Vec<u8>> {
@@ -155,7 +139,7 @@ pub(crate) fn pushes() -> Vec<Vec<u8>> {
 
 /// Questions of each kind, and their answers.
 pub(crate) fn pulls() -> Vec<Vec<u8>> {
-    let keys: Vec<_> = content(&SHARED.map).into_iter().map(|(key, _)| key).collect();
+    let keys: Vec<_> = content(&SHARED).into_iter().map(|(key, _)| key).collect();
     let bytes = |key: &RecordKey| bytes::Bytes::copy_from_slice(key.as_bytes());
     let root = Path::default();
     let questions = [
@@ -168,7 +152,7 @@ pub(crate) fn pulls() -> Vec<Vec<u8>> {
     let mut inputs = vec![message::encode(&inner).expect("memory").to_vec()];
     for question in questions {
         inputs.push(message::encode(&question).expect("memory").into());
-        let response = SHARED.answer(question).expect("memory");
+        let response = respond(&SHARED, question).expect("memory");
         inputs.push(message::encode(&response).expect("memory").into());
     }
     inputs

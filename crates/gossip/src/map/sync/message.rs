@@ -22,11 +22,11 @@ pub(super) const MAX_PATHS: usize = 256;
 pub(super) const MAX_KEYS: usize = 1_024;
 
 /// A record as sent: key and canonical bytes.
-pub(super) type Sent = (Bytes, Bytes);
+pub(crate) type Sent = (Bytes, Bytes);
 
 /// Changed records, at once, to a few peers.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Push {
+pub(crate) struct Push {
     /// How many nodes they have come through.
     pub hops: u8,
     pub records: Vec<Sent>,
@@ -34,7 +34,7 @@ pub(super) struct Push {
 
 /// A question of a node that pulls.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Request {
+pub(crate) enum Request {
     /// What lies in these parts of the tree?
     Summaries(Vec<Path>),
     /// What do these records say?
@@ -45,7 +45,7 @@ pub(super) enum Request {
 
 /// The answer.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Response {
+pub(crate) enum Response {
     /// One for each part that was asked about.
     Summaries(Vec<WireSummary>),
     /// At least the first of the records that there are; the rest may be asked for again.
@@ -55,14 +55,14 @@ pub(super) enum Response {
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum WireSummary {
+pub(crate) enum WireSummary {
     Leaf(Vec<(Bytes, Hash)>),
     Inner(u64, Box<[Hash; 16]>),
 }
 
 /// Why a message is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Hostile {
+pub(crate) enum Hostile {
     #[error("the message has version {0}, this node knows version {VERSION}")]
     Version(u8),
     #[error("the message does not parse")]

@@ -13,15 +13,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::control::{Handler, Kind as Channel, MemoryNet};
-use crate::map::sync::{PeerView, build};
-use crate::map::tree::Hash;
+use crate::map::sync::{Peer, PeerView, build};
 
 /// These stores live, and none says what its map is: nothing is pulled.
 struct Silent(Vec<Map>);
 
 impl PeerView for Silent {
-    fn live(&self) -> Vec<(StoreId, Option<Hash>)> {
-        self.0.iter().map(|map| (map.actor(), None)).collect()
+    fn live(&self) -> Vec<Peer> {
+        let peer = |map: &Map| Peer { store: map.actor(), region: self.region(), root: None };
+        self.0.iter().map(peer).collect()
+    }
+
+    fn region(&self) -> Name {
+        name("eu")
     }
 }
 
@@ -108,6 +112,7 @@ async fn history(one: &Map, clock: &ManualClock) {
         a_while().await;
     }
     for counter in 1..4 {
+        clock.advance(Duration::from_millis(10));
         one.place(placement(1, Epoch::new(0, counter), 1, 1)).expect("it is placed");
         a_while().await;
     }

@@ -14,8 +14,7 @@ use super::*;
 use crate::control::{Handler, Kind as Channel, MemoryNet, Wire, WireError};
 use crate::map::record::{Intent, IntentState, Placed};
 use crate::map::stamp::Stamp;
-use crate::map::sync::{PeerView, build};
-use crate::map::tree::Hash;
+use crate::map::sync::{Peer, PeerView, build};
 
 const STEP: Duration = Duration::from_millis(100);
 
@@ -85,13 +84,21 @@ struct Side {
 }
 
 impl PeerView for Side {
-    fn live(&self) -> Vec<(StoreId, Option<Hash>)> {
+    fn region(&self) -> Name {
+        name("eu")
+    }
+
+    fn live(&self) -> Vec<Peer> {
         let cut = self.cut.lock().expect("no panic");
         let mine = self.maps.iter().find(|map| map.actor() == self.me).expect("in it").root();
         self.maps
             .iter()
             .filter(|map| cut.contains(&map.actor()) == cut.contains(&self.me))
-            .map(|map| (map.actor(), Some(if self.announce { map.root() } else { mine })))
+            .map(|map| Peer {
+                store: map.actor(),
+                region: self.region(),
+                root: Some(if self.announce { map.root() } else { mine }),
+            })
             .collect()
     }
 }
