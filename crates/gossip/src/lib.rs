@@ -27,4 +27,6 @@ pub mod map;
 pub mod membership;
 pub mod model;
 pub mod seeds;
+#[cfg(test)]
+mod simulation;
 pub mod store;

@@ -29,6 +29,8 @@ mod shell;
 mod waiting;
 pub(crate) mod work;
 
+#[cfg(test)]
+pub(crate) use message::Request;
 pub use shell::{MapSync, build};
 
 /// A live node, as membership sees it.

@@ -20,6 +20,12 @@ pub(crate) fn step(core: &mut SyncCore, map: &Map, now: BootTime, event: Event) 
     core.step(now, &map.tree(), event)
 }
 
+/// The changes that this node made since the last time, if there are any.
+#[cfg(test)]
+pub(crate) fn changed(map: &Map) -> Option<Event> {
+    map.inner.outbox.try_take().map(|(keys, _hops)| Event::Changed(keys))
+}
+
 /// Reads records for a push, until they fill one.
 pub(crate) fn read(map: &Map, keys: Vec<RecordKey>) -> Result<Event, MapError> {
     let (mut records, mut size) = (Vec::new(), 0);
