@@ -14,6 +14,7 @@
 
 pub mod binary;
 pub mod clients;
+pub mod clock;
 pub mod evidence;
 pub mod history;
 pub mod http;

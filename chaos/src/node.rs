@@ -1,6 +1,7 @@
 //! One agent as a process of its own, with a folder and a loopback address. It ends with this
 //! process, whatever ends that: it holds the reading end of a pipe from here.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -34,6 +35,7 @@ pub struct Node {
     address: Ipv4Addr,
     folder: PathBuf,
     binary: PathBuf,
+    environment: Vec<(String, OsString)>,
     process: Option<Child>,
     paused: bool,
 }
@@ -48,6 +50,7 @@ impl Node {
             address,
             folder: mesh.join(name),
             binary: binary.to_owned(),
+            environment: Vec::new(),
             process: None,
             paused: false,
         }
@@ -95,6 +98,17 @@ impl Node {
         Client::new(self.folder.join("api.sock"), CALL_DEADLINE)
     }
 
+    /// Its process's id, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Child::id)
+    }
+
+    /// Sets the variables that it is started with, besides its own. None of those before stays.
+    pub fn set_environment(&mut self, variables: Vec<(String, OsString)>) {
+        self.environment = variables;
+    }
+
     /// Whether its process was started and neither killed nor stopped since.
     #[must_use]
     pub const fn is_started(&self) -> bool {
@@ -131,6 +145,7 @@ impl Node {
         for name in NOT_PASSED_ON {
             command.env_remove(name);
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(join) = join {
             command.env("FLOCKER_JOIN", join);
         }

@@ -1,6 +1,8 @@
 //! Who is not of the cluster, and who is but breaks the protocol, is refused by a running agent:
 //! with a clear line in that agent's log, and without any effect. All of it over real sockets.
 
+mod flood;
+mod identities;
 mod joins;
 mod members;
 mod stranger;
@@ -61,6 +63,8 @@ async fn all(mesh: &Mesh, seed: u64) -> Result<Lines> {
     case.strangers().await?;
     joins::all(&mut case).await?;
     members::all(&mut case).await?;
+    identities::all(&mut case).await?;
+    flood::all(&mut case).await?;
     case.random_datagrams().await?;
     // What was started wrong may show only later.
     tokio::time::sleep(Duration::from_secs(2)).await;

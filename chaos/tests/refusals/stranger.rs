@@ -46,7 +46,7 @@ pub(crate) async fn knock(
     ended.context("it was not turned away")?
 }
 
-fn config(alpn: &[u8], identity: Option<&Identity>) -> Result<ClientConfig> {
+pub(crate) fn config(alpn: &[u8], identity: Option<&Identity>) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?

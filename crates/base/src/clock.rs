@@ -4,7 +4,7 @@
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -122,8 +122,11 @@ impl Clock for SystemClock {
         BootTime(to_duration(rustix::time::clock_gettime(rustix::time::ClockId::Boottime)))
     }
 
+    /// Read through libc, as everything else in the process reads it, so that a test that shifts
+    /// libc's clock shifts this one with it.
+    #[expect(clippy::disallowed_methods, reason = "this is the clock that others are to take")]
     fn wall(&self) -> WallTime {
-        let now = to_duration(rustix::time::clock_gettime(rustix::time::ClockId::Realtime));
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         WallTime(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
     }
 }
