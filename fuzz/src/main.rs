@@ -21,7 +21,11 @@ fuzz_target!(init: begin(), |bytes: &[u8]| (TARGET.run)(bytes));
 
 /// Every target, each name once.
 fn targets() -> impl Iterator<Item = Target> {
-    let all = [flocker_quic::fuzzing::TARGETS, flocker_gossip::fuzzing::TARGETS];
+    let all = [
+        flocker_quic::fuzzing::TARGETS,
+        flocker_gossip::fuzzing::TARGETS,
+        flocker::fuzzing::TARGETS,
+    ];
     all.into_iter().flatten().copied()
 }
 
