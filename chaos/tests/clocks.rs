@@ -66,7 +66,7 @@ async fn one(
         mesh.until(node, PATIENCE, "all is well", |s| settled(s, NODES.len())).await?;
     }
     // What the wrong clock would stamp: a token, made there.
-    let request = flocker::api::TokenCreate { valid_for_ms: 60_000 };
+    let request = flocker::api::TokenCreate::lasting(60_000);
     let edited = mesh.nodes()[WRONG].client().create_token(&request).await;
     say(&format!("clocks: {offset} s off, an edit: {:?}", edited.as_ref().map(|_| "made")));
     let began = SystemClock.boot();
