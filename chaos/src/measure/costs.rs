@@ -33,7 +33,10 @@ pub struct NodeCost {
     pub cpu_percent: f64,
     /// Times a second that one of its threads went to sleep.
     pub sleeps_per_s: f64,
-    /// Resident memory of all its processes, MiB.
+    /// Resident memory, the pages that processes share counted once, MiB: what one node takes of
+    /// a machine.
+    pub resident_mib: f64,
+    /// Resident memory of all its processes, shared pages counted in each, MiB.
     pub rss_mib: f64,
     /// Its share of what is resident, MiB.
     pub pss_mib: f64,
@@ -64,16 +67,17 @@ impl Reading {
         let seconds = self.at.saturating_since(then.at).max(Duration::from_millis(1)).as_secs_f64();
         let nodes = count(nodes);
         let rate = |now: u64, then: u64| count_u64(now.saturating_sub(then)) / seconds / nodes;
-        let (rss, pss, processes) = memory()?;
+        let memory = Memory::now()?;
         Ok(NodeCost {
             over_s: seconds,
             bytes_per_s: rate(self.bytes, then.bytes),
             packets_per_s: rate(self.packets, then.packets),
             cpu_percent: rate(self.ticks, then.ticks) / TICKS * 100.0,
             sleeps_per_s: rate(self.switches, then.switches),
-            rss_mib: rss / nodes,
-            pss_mib: pss / nodes,
-            processes: processes / nodes,
+            resident_mib: mib(memory.anonymous) / nodes + mib(memory.most_of_files),
+            rss_mib: mib(memory.rss) / nodes,
+            pss_mib: mib(memory.pss) / nodes,
+            processes: count_u64(memory.processes) / nodes,
         })
     }
 
@@ -143,21 +147,40 @@ fn switches(pid: u32) -> u64 {
     threads.flatten().filter_map(|thread| of_thread(thread.path())).sum()
 }
 
-/// Resident and shared-out memory in MiB, and the number of processes.
-fn memory() -> Result<(f64, f64, f64)> {
-    let (mut rss, mut pss, mut processes) = (0, 0, 0);
-    for pid in others()? {
-        // A zombie has none.
-        let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else {
-            continue;
-        };
-        let Some(resident) = number(&text, "Rss:") else { continue };
-        rss += resident;
-        pss += number(&text, "Pss:").unwrap_or(0);
-        processes += 1;
+/// Memory of all processes, in KiB.
+#[derive(Debug, Default)]
+struct Memory {
+    rss: u64,
+    pss: u64,
+    anonymous: u64,
+    /// The most that one process has of files, its program above all: processes of one program
+    /// share these pages.
+    most_of_files: u64,
+    processes: u64,
+}
+
+impl Memory {
+    fn now() -> Result<Self> {
+        let mut sum = Self::default();
+        for pid in others()? {
+            // A zombie has none.
+            let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else {
+                continue;
+            };
+            let Some(rss) = number(&text, "Rss:") else { continue };
+            let anonymous = number(&text, "Anonymous:").unwrap_or(0);
+            sum.rss += rss;
+            sum.pss += number(&text, "Pss:").unwrap_or(0);
+            sum.anonymous += anonymous;
+            sum.most_of_files = sum.most_of_files.max(rss.saturating_sub(anonymous));
+            sum.processes += 1;
+        }
+        Ok(sum)
     }
-    let mib = |kib: u64| count_u64(kib) / 1024.0;
-    Ok((mib(rss), mib(pss), count_u64(processes)))
+}
+
+fn mib(kib: u64) -> f64 {
+    count_u64(kib) / 1024.0
 }
 
 fn number(text: &str, name: &str) -> Option<u64> {

@@ -195,13 +195,14 @@ async fn joins(pair: &mut Pair) -> Result<Vec<Row>> {
 }
 
 type Of = fn(&NodeCost) -> f64;
-const COSTS: [(&str, &str, Of); 7] = [
+const COSTS: [(&str, &str, Of); 8] = [
     ("idle_bytes_per_s", "idle: IP bytes/s sent by a node", |c| c.bytes_per_s),
     ("idle_packets_per_s", "idle: packets/s sent by a node", |c| c.packets_per_s),
     ("idle_cpu_percent", "idle: CPU of a node, % of a core", |c| c.cpu_percent),
     ("idle_sleeps_per_s", "idle: thread sleeps/s of a node", |c| c.sleeps_per_s),
-    ("rss_mib", "memory of a node, Rss MiB", |c| c.rss_mib),
-    ("pss_mib", "memory of a node, Pss MiB", |c| c.pss_mib),
+    ("resident_mib", "memory of a node, shared pages once, MiB", |c| c.resident_mib),
+    ("rss_mib", "sum of its processes' Rss, MiB", |c| c.rss_mib),
+    ("pss_mib", "sum of their Pss among all nodes, MiB", |c| c.pss_mib),
     ("processes", "processes of a node", |c| c.processes),
 ];
 
@@ -211,7 +212,7 @@ async fn idle(pair: &mut Pair, span: Duration) -> Result<Vec<Row>> {
         let row = Row::new(figure, what, &[of(&ours.0)], &[of(&serf.0)]);
         match figure {
             "idle_bytes_per_s" => row.at_most("G3", 2.0),
-            "rss_mib" => row.own_at_most("G3", 25.0),
+            "resident_mib" => row.own_at_most("G3", 25.0),
             _ => row,
         }
     };
