@@ -15,7 +15,7 @@ use flocker_gossip::lease::{self, LeaseConfig, LeaseEvent, Leases};
 use flocker_gossip::map::sync::{self, Peer, PeerView};
 use flocker_gossip::map::{Edit, Map};
 use flocker_gossip::membership::{
-    self, Liveness, LocalNode, Membership, MembershipConfig, View, lookout,
+    self, Liveness, LocalNode, Membership, MembershipConfig, View, lookout, starts,
 };
 use flocker_gossip::model::{NodeFacts, NodeSpec};
 use flocker_gossip::seeds::Seeker;
@@ -200,6 +200,7 @@ impl Builder {
             incarnation: db.incarnation(),
             facts,
             seeds: book.stores(),
+            announce_after: starts::note(&db.database(), setup.clock.wall())?,
         };
         let (config, clock) = (MembershipConfig::default(), Arc::clone(&setup.clock));
         let (membership, member_handlers) =

@@ -37,6 +37,7 @@ mod roll;
 mod roster;
 mod scout;
 mod shell;
+pub mod starts;
 mod transport;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,6 +111,8 @@ pub struct LocalNode {
     pub facts: NodeFacts,
     /// Nodes to begin with, besides those in the address book.
     pub seeds: Vec<StoreId>,
+    /// How long to wait before it announces itself: see [`starts`].
+    pub announce_after: Duration,
 }
 
 /// Every node that is known of, as this node sees it.
@@ -401,6 +404,14 @@ impl Membership {
     pub async fn run(&self, shutdown: CancellationToken) -> Result<(), MembershipError> {
         let inner = &*self.inner;
         let mut requests = inner.requests.try_lock().map_err(|_why| MembershipError::Running)?;
+        if inner.generations.load(Ordering::Relaxed) == 0 && !inner.local.announce_after.is_zero() {
+            let after = inner.local.announce_after;
+            tracing::warn!(?after, "this node started often of late, and waits before it gossips");
+            tokio::select! {
+                () = tokio::time::sleep(after) => {}
+                () = shutdown.cancelled() => return Ok(()),
+            }
+        }
         let mut shell = Shell::start(inner).await?;
         let result = shell.drive(&mut requests, &shutdown).await;
         shell.stop(result.is_ok()).await;

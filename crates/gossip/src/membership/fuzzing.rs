@@ -136,6 +136,7 @@ async fn listen() -> Vec<Bytes> {
             incarnation: Incarnation(1),
             facts: facts_of(number),
             seeds: vec![store(1)],
+            announce_after: Duration::ZERO,
         };
         let database = Database::builder().create_with_backend(InMemoryBackend::new());
         let book = AddressBookStore::open(Arc::new(database.expect("memory"))).expect("memory");

@@ -51,7 +51,7 @@ const MAX_DELTA_BYTES: usize = MAX_STATES * (MAX_STATE_BYTES + 256);
 const MAX_BLOCKS: usize = MAX_DELTA_BYTES.div_ceil(BLOCK_BYTES);
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 const MAGIC: [u8; 2] = 45_139_u16.to_le_bytes();
 const VERSION: u8 = 0;
@@ -122,7 +122,11 @@ impl Guard {
         let contents = self.read(message)?;
         let new: BTreeSet<&StateId> =
             contents.states.iter().filter(|id| !self.ledger.contains_key(id)).collect();
-        if self.ledger.len() + new.len() > MAX_STATES {
+        // This node's own state is one of them, whether or not a peer has told of it yet: peers
+        // refuse a digest of more.
+        let own = self.generation.map(|generation| (self.me, generation));
+        let own = own.filter(|id| !self.ledger.contains_key(id) && !new.contains(id));
+        if self.ledger.len() + new.len() + usize::from(own.is_some()) > MAX_STATES {
             return Err(Reject::States);
         }
         for id in &contents.states {
@@ -139,6 +143,12 @@ impl Guard {
             keys.insert(key, len);
         }
         Ok(())
+    }
+
+    /// How many states are remembered.
+    #[cfg(test)]
+    pub(super) fn states(&self) -> usize {
+        self.ledger.len()
     }
 
     /// Panics unless the ledger is within its bounds.

@@ -126,6 +126,7 @@ impl Mesh {
                 capacity: None,
             },
             seeds: known.iter().map(|n| n.store).collect(),
+            announce_after: Duration::ZERO,
         };
         let (membership, handlers) = Membership::new(
             MembershipConfig::default(),

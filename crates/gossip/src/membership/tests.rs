@@ -1,5 +1,7 @@
 //! Membership of small meshes over an in-memory wire, in virtual time.
 
+mod limits;
+mod measure;
 mod regions;
 mod replay;
 
@@ -96,11 +98,24 @@ impl Mesh {
         seeds: &[u8],
         book: AddressBookStore,
     ) -> Node {
+        self.start_after(Duration::ZERO, region, id, start, seeds, book)
+    }
+
+    fn start_after(
+        &mut self,
+        announce_after: Duration,
+        region: &str,
+        id: u8,
+        start: u64,
+        seeds: &[u8],
+        book: AddressBookStore,
+    ) -> Node {
         let node = LocalNode {
             cluster: ClusterId::from_bytes([9; 16]),
             incarnation: Incarnation(start),
             facts: facts_in(region, &format!("n{id}-{start}"), id),
             seeds: seeds.iter().copied().map(store).collect(),
+            announce_after,
         };
         let store = store(id);
         let wire = self.net.node(store);

@@ -126,6 +126,12 @@ impl Inlet {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).in_all
     }
 
+    /// How many states the guard remembers.
+    #[cfg(test)]
+    pub(super) fn states(&self) -> usize {
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner).states()
+    }
+
     /// Whether a pool takes what comes in.
     #[cfg(test)]
     pub(super) fn is_open(&self) -> bool {

@@ -146,6 +146,7 @@ impl Disk {
             incarnation: Incarnation(self.starts),
             facts: facts.clone(),
             seeds: book.stores(),
+            announce_after: Duration::ZERO,
         };
         let control = Control::new(endpoint.clone(), book.control(), Arc::new(NoneRemoved));
         let (config, wire) = (MembershipConfig::default(), control.wire());

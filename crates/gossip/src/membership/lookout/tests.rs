@@ -61,6 +61,7 @@ impl Mesh {
                 capacity: None,
             },
             seeds: vec![store(1)],
+            announce_after: Duration::ZERO,
         };
         let database = Database::builder().create_with_backend(InMemoryBackend::new());
         let book = AddressBookStore::open(Arc::new(database.expect("opens"))).expect("opens");
