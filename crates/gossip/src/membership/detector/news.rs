@@ -51,6 +51,8 @@ pub(super) struct News {
     members: BTreeMap<StoreId, Incarnation>,
     standings: BTreeMap<StoreId, Standing>,
     ahead: BTreeMap<StoreId, (Item, BootTime)>,
+    /// The shares of all standings, one after another by exclusive or.
+    sum: u64,
 }
 
 impl News {
@@ -62,6 +64,7 @@ impl News {
     ) -> Vec<Item> {
         let before = std::mem::replace(&mut self.members, members);
         self.standings.retain(|store, _| self.members.get(store) == before.get(store));
+        self.sum = self.standings.iter().fold(0, |sum, (s, of)| sum ^ self.share(*s, of));
         self.ahead.retain(|_, (_, until)| *until > now);
         let come = |item: &Item| self.members.get(&item.store) == Some(&item.incarnation);
         let due: Vec<Item> = self.ahead.values().map(|(i, _)| *i).filter(come).collect();
@@ -132,7 +135,10 @@ impl News {
             why: notice.why(),
             at: now.saturating_sub(Duration::from_millis(notice.age_ms.into())),
         });
-        self.standings.insert(item.store, Standing { round: item.round, death });
+        let standing = Standing { round: item.round, death };
+        let before = self.standings.insert(item.store, standing);
+        let gone = before.map_or(0, |before| self.share(item.store, &before));
+        self.sum ^= gone ^ self.share(item.store, &standing);
     }
 
     /// Keeps an item that weighs [`Weight::Ahead`] until its run is known. With too many, it is
@@ -165,27 +171,27 @@ impl News {
     }
 
     /// Equal on nodes that hold the same.
-    pub(super) fn digest(&self) -> Digest {
-        let all = self.standings.iter().fold(0, |all, (store, standing)| {
-            let mut bytes = [0; 29];
-            let (id, rest) = bytes.split_at_mut(16);
-            id.copy_from_slice(store.as_bytes());
-            let (incarnation, rest) = rest.split_at_mut(8);
-            let of = self.incarnation(*store).unwrap_or_default();
-            incarnation.copy_from_slice(&of.0.to_le_bytes());
-            let (round, dead) = rest.split_at_mut(4);
-            round.copy_from_slice(&standing.round.to_le_bytes());
-            dead.fill(standing.death.is_some().into());
-            all ^ hash(&bytes)
-        });
-        short(all)
+    pub(super) const fn digest(&self) -> Digest {
+        let [a, b, c, d, ..] = self.sum.to_le_bytes();
+        [a, b, c, d]
     }
-}
 
-/// The first bytes of a hash.
-pub(super) fn short(hash: u64) -> Digest {
-    let [a, b, c, d, ..] = hash.to_le_bytes();
-    [a, b, c, d]
+    /// What one standing adds to the sum of all, and takes away when added again.
+    fn share(&self, store: StoreId, standing: &Standing) -> u64 {
+        let incarnation = self.incarnation(store).unwrap_or_default();
+        let mut bytes = [0; 29];
+        let parts = store
+            .as_bytes()
+            .iter()
+            .copied()
+            .chain(incarnation.0.to_le_bytes())
+            .chain(standing.round.to_le_bytes())
+            .chain([standing.death.is_some().into()]);
+        for (byte, part) in bytes.iter_mut().zip(parts) {
+            *byte = part;
+        }
+        hash(&bytes)
+    }
 }
 
 /// Milliseconds, as many as fit.
