@@ -18,40 +18,50 @@
 
 use std::borrow::Borrow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use flocker_base::{Clock, Name, StoreId, VolumeId};
+use flocker_base::{Clock, StoreId};
 use redb::Database;
 use tokio::sync::watch;
 
 pub mod admission;
+pub mod amendment;
+mod change;
 pub mod conflict;
+mod decisions;
 mod edit;
 pub mod encoding;
+mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 pub mod key;
 mod outbox;
+pub mod pending;
+pub mod quarantine;
 pub mod record;
 pub mod register;
+pub mod room;
 pub mod stamp;
-mod store;
+pub(crate) mod store;
 pub mod sync;
 mod table;
 pub mod tree;
 pub mod typed;
 pub mod view;
 
+pub use amendment::Amendment;
 pub use edit::{Edit, NodeChange, TokenChange};
+pub use error::MapError;
 pub use key::{Kind, RecordKey};
 pub use view::{Listed, MapView};
 
-use self::conflict::Alarm;
-use self::encoding::DecodeError;
+use self::change::{Draft, Ended, fit, stored, unreadable};
 use self::outbox::Outbox;
-use self::record::{Found, Record};
+use self::pending::Pending;
+use self::quarantine::{ATTENDANCE, Attendance, Kept, QuarantineConfig};
+use self::record::Record;
+use self::room::{Disk, Endless};
 use self::stamp::HybridClock;
-use self::store::{Change, MapStore};
+use self::store::{MapStore, Side};
 use self::tree::{Hash, HashTree};
 use crate::model::Placement;
 
@@ -59,109 +69,13 @@ use crate::model::Placement;
 /// of a partition still fit into [`encoding::MAX_RECORD`] together.
 pub const MAX_EDITED: usize = 32 * 1024;
 
-/// What can go wrong with the map.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum MapError {
-    /// The database failed. If a commit failed the process must end: see [`MapError::is_fatal`].
-    #[error("{what} failed: {source}; check the disk")]
-    Storage {
-        /// What was attempted.
-        what: &'static str,
-        /// Why it failed.
-        source: Arc<redb::Error>,
-    },
-    /// Stored bytes are not what was written.
-    #[error(
-        "the placement map on this disk is damaged at {what}: {why}; restore the state folder, \
-         or drop the damaged records to take them from the peers"
-    )]
-    Damaged {
-        /// The record.
-        what: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// A former change failed half-way.
-    #[error("an earlier change of the placement map failed on disk; restart this node")]
-    Stopped,
-    /// The edit is too large.
-    #[error("{key} would have {size} bytes, the limit is {MAX_EDITED}")]
-    TooLarge {
-        /// The record.
-        key: RecordKey,
-        /// Its size.
-        size: usize,
-    },
-    /// The record's key is too long: a host name over some 290 bytes.
-    #[error("a key of {length} bytes is too long, the limit is {}", RecordKey::MAX_LEN)]
-    KeyTooLong {
-        /// Its length.
-        length: usize,
-    },
-    /// There is no such record or field.
-    #[error("there is no {key}, or not what was to be changed of it")]
-    Unknown {
-        /// The record.
-        key: RecordKey,
-    },
-    /// Ids of deleted records are not used again.
-    #[error("{key} was deleted; make a new one, ids are never reused")]
-    Deleted {
-        /// The record.
-        key: RecordKey,
-    },
-    /// The name is taken.
-    #[error("the name '{name}' is taken by {by}; choose another")]
-    NameTaken {
-        /// The name.
-        name: Name,
-        /// Who has it.
-        by: RecordKey,
-    },
-    /// A birth is written once.
-    #[error("the birth of volume {volume} cannot be changed")]
-    BirthFixed {
-        /// The volume.
-        volume: VolumeId,
-    },
-    /// The node would have too many labels.
-    #[error("{key} would have {count} labels, the limit is {}", crate::model::MAX_LABELS)]
-    TooManyLabels {
-        /// The record.
-        key: RecordKey,
-        /// How many it would have.
-        count: usize,
-    },
-    /// Placements are not edited.
-    #[error("{key} is not edited: only a volume's master places it")]
-    NotEditable {
-        /// The record.
-        key: RecordKey,
-    },
-    /// This node's clock is wrong, or was.
-    #[error(
-        "this node's clock is {by:?} behind what it wrote or accepted before, so peers would \
-         refuse the edit: set the clock"
-    )]
-    ClockBehind {
-        /// By how much.
-        by: Duration,
-    },
-}
-
-impl MapError {
-    /// Whether the process must end, because nobody knows what the disk holds.
-    #[must_use]
-    pub const fn is_fatal(&self) -> bool {
-        matches!(self, Self::Storage { .. } | Self::Stopped)
-    }
-}
-
 /// What became of a peer's records.
 #[derive(Debug, Default)]
 pub struct Merged {
     /// Records that changed here.
     pub changed: Vec<RecordKey>,
+    /// Records that were kept apart: see [`quarantine`].
+    pub quarantined: Vec<RecordKey>,
     /// Records that were refused.
     pub refused: Vec<Refused>,
 }
@@ -175,6 +89,21 @@ pub struct Refused {
     pub key: RecordKey,
     /// Why.
     pub why: String,
+}
+
+/// What a map is opened with.
+#[derive(Clone, Debug)]
+pub struct MapConfig {
+    /// What is kept apart from the map until a person decides.
+    pub quarantine: QuarantineConfig,
+    /// The disk that the database lies on.
+    pub disk: Arc<dyn Disk>,
+}
+
+impl Default for MapConfig {
+    fn default() -> Self {
+        Self { quarantine: QuarantineConfig::default(), disk: Arc::new(Endless) }
+    }
 }
 
 /// A record on its way in.
@@ -197,6 +126,7 @@ struct Inner {
     store: MapStore,
     actor: StoreId,
     clock: Arc<dyn Clock>,
+    config: MapConfig,
     /// Held for a whole change, its time on disk included: never by what must not block.
     writer: Mutex<Writer>,
     /// Held for a look or the noting of a change.
@@ -208,48 +138,10 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Writer {
     hybrid: HybridClock,
+    attendance: Option<Attendance>,
+    /// The attendance that is on disk.
+    noted: Option<Attendance>,
     stopped: bool,
-}
-
-/// A change on its way to disk, and what is shown once it is there.
-struct Draft {
-    change: Change,
-    view: MapView,
-    hybrid: HybridClock,
-    hashes: Vec<(RecordKey, Hash)>,
-}
-
-impl Draft {
-    fn record(&self, key: &RecordKey) -> Result<Option<(Record, Vec<u8>)>, MapError> {
-        let Some(bytes) = self.change.get(key)? else { return Ok(None) };
-        Ok(Some((stored(key, &bytes)?, bytes)))
-    }
-
-    fn put(&mut self, key: &RecordKey, record: &Record, bytes: &[u8]) -> Result<(), MapError> {
-        self.change.put(key, bytes)?;
-        self.view.show(key, record);
-        self.hashes.push((key.clone(), tree::value_hash(bytes)));
-        Ok(())
-    }
-
-    fn report(&mut self, key: &RecordKey, found: Found) {
-        for (field, double) in found.double_writes {
-            let alarm = Alarm { key: key.clone(), field, actor: double.actor };
-            tracing::error!(%key, actor = %double.actor, "{alarm}");
-            self.view.raise(alarm);
-        }
-    }
-}
-
-/// Checksummed bytes that do not decode were written by a newer version, or by a fault.
-fn stored(key: &RecordKey, bytes: &[u8]) -> Result<Record, MapError> {
-    encoding::decode_own(bytes).map_err(|why| match why {
-        DecodeError::Newer(_) => {
-            MapError::Damaged { what: key.to_string(), why: "a newer version wrote it" }
-        }
-        DecodeError::TooLarge(_) => MapError::Damaged { what: key.to_string(), why: "too large" },
-        DecodeError::Malformed(why) => MapError::Damaged { what: key.to_string(), why },
-    })
 }
 
 impl Map {
@@ -262,6 +154,20 @@ impl Map {
         actor: StoreId,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, MapError> {
+        Self::open_with(db, actor, clock, MapConfig::default())
+    }
+
+    /// The same with other settings than the usual ones.
+    ///
+    /// # Errors
+    /// As [`Map::open`], and [`MapError::Config`].
+    pub fn open_with(
+        db: Arc<Database>,
+        actor: StoreId,
+        clock: Arc<dyn Clock>,
+        config: MapConfig,
+    ) -> Result<Self, MapError> {
+        config.quarantine.validate().map_err(|why| MapError::Config { why })?;
         let store = MapStore::new(db);
         let mut hashes = Vec::new();
         let mut view = MapView::default();
@@ -272,11 +178,14 @@ impl Map {
         })?;
         let tree = HashTree::of(hashes);
         view.set_root(tree.root(), tree.count());
-        let writer = Writer { hybrid: HybridClock::resume(totals.mark), stopped: false };
-        let (writer, tree) = (Mutex::new(writer), Mutex::new(tree));
+        let noted = load_sides(&store, &mut view)?;
+        let hybrid = HybridClock::resume(totals.mark);
+        let writer = Mutex::new(Writer { hybrid, attendance: noted, noted, stopped: false });
+        let tree = Mutex::new(tree);
         let (shown, _) = watch::channel(Arc::new(view));
         let outbox = Outbox::default();
-        Ok(Self { inner: Arc::new(Inner { store, actor, clock, writer, tree, shown, outbox }) })
+        let inner = Inner { store, actor, clock, config, writer, tree, shown, outbox };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Drops damaged records from the map in this database and names them, so that
@@ -285,8 +194,8 @@ impl Map {
     ///
     /// # Errors
     /// [`MapError`] if the database fails.
-    pub fn drop_damaged(db: Arc<Database>) -> Result<Vec<String>, MapError> {
-        MapStore::new(db).drop_damaged()
+    pub fn drop_damaged(db: &Database) -> Result<Vec<String>, MapError> {
+        store::drop_damaged(db)
     }
 
     /// The store in whose name this map writes.
@@ -319,14 +228,13 @@ impl Map {
     /// # Errors
     /// [`MapError`]; nothing has changed then.
     pub fn edit(&self, edits: impl AsRef<[Edit]>) -> Result<(), MapError> {
+        room::check(&*self.inner.config.disk)?;
         self.change(0, |draft| {
-            let now = self.inner.clock.wall();
-            let behind = |behind: stamp::ClockBehind| MapError::ClockBehind { by: behind.by };
             for edit in edits.as_ref() {
                 let key = edit.key();
                 let present = draft.record(&key)?;
                 let before = present.as_ref().map(|(_, bytes)| bytes.clone());
-                let stamp = draft.hybrid.tick(now).map_err(behind)?;
+                let stamp = self.tick(draft)?;
                 let author = edit::Author { actor: self.inner.actor, stamp, view: &draft.view };
                 let record = edit.apply(present.map(|(record, _)| record), &author)?;
                 let bytes = fit(&key, &record)?;
@@ -348,7 +256,8 @@ impl Map {
         let key = typed::placement_key(placement.volume);
         let record = Record::Placed(typed::placed(placement));
         fit(&key, &record)?;
-        self.change(0, |draft| draft.take_in(&key, record).map(drop))
+        room::check(&*self.inner.config.disk)?;
+        self.change(0, |draft| draft.take_in(&key, None, record).map(drop))
     }
 
     /// Merges a peer's records: those that are sound are on disk when this returns. They are not
@@ -368,58 +277,127 @@ impl Map {
     /// Merges what peers sent, as one change, and passes on what changed if it came fewer than
     /// the most hops.
     fn take_in(&self, arrived: Vec<Arrived>, hops: u8) -> Result<Merged, MapError> {
+        if let Err(full) = room::check(&*self.inner.config.disk) {
+            let why = full.to_string();
+            let refused = |Arrived { from, key, .. }| Refused { from, key, why: why.clone() };
+            let refused = arrived.into_iter().map(refused).collect();
+            return Ok(Merged { refused, ..Merged::default() });
+        }
         let mut merged = Merged::default();
         self.change(hops, |draft| {
-            let limit = draft.hybrid.limit(self.inner.clock.wall());
-            for Arrived { from, key, record } in arrived {
-                let present = draft.record(&key)?.map(|(record, _)| record);
-                if let Err(why) = admission::admit(&key, present.as_ref(), &record, limit) {
-                    merged.refused.push(Refused { from, key, why: why.to_string() });
-                    continue;
-                }
-                draft.hybrid.observe(record.newest());
-                match draft.take_in(&key, record) {
-                    Ok(true) => merged.changed.push(key),
-                    Ok(false) => {}
-                    Err(MapError::TooLarge { key, size }) => {
-                        let why = format!("merged it has {size} bytes: settle its conflicts");
-                        merged.refused.push(Refused { from, key, why });
-                    }
-                    Err(other) => return Err(other),
-                }
+            let now = self.inner.clock.wall();
+            for one in arrived {
+                self.take_in_one(draft, one, now, &mut merged)?;
+            }
+            if !draft.hashes.is_empty() {
+                self.note_contact(draft, now)?;
             }
             Ok(())
         })?;
         Ok(merged)
     }
 
+    fn take_in_one(
+        &self,
+        draft: &mut Draft<'_>,
+        Arrived { from, key, record }: Arrived,
+        now: flocker_base::WallTime,
+        merged: &mut Merged,
+    ) -> Result<(), MapError> {
+        let mut refuse = |key, why: String| merged.refused.push(Refused { from, key, why });
+        let present = draft.record(&key)?;
+        let limit = draft.hybrid.limit(now);
+        let mine = present.as_ref().map(|(record, _)| record);
+        if let Err(why) = admission::admit(&key, mine, &record, limit) {
+            refuse(key, why.to_string());
+            return Ok(());
+        }
+        let known = draft.known(&key, present.is_some())?;
+        let config = &self.inner.config.quarantine;
+        if quarantine::comes_too_late(&key, &record, known, draft.attendance, now, config) {
+            if draft.view.is_quarantine_full() && draft.view.quarantined_record(&key).is_none() {
+                refuse(key, "the quarantine is full: see 'flocker quarantine ls'".to_owned());
+            } else if draft.keep_apart(&key, Kept { from, at: now, record })? {
+                merged.quarantined.push(key);
+            }
+            return Ok(());
+        }
+        draft.hybrid.observe(record.newest());
+        match draft.take_in(&key, present, record) {
+            Ok(true) => merged.changed.push(key),
+            Ok(false) => {}
+            Err(MapError::TooLarge { key, size }) => {
+                refuse(key, format!("merged it has {size} bytes: settle its conflicts"));
+            }
+            Err(other) => return Err(other),
+        }
+        Ok(())
+    }
+
+    /// Takes note that a peer's map is, or has just become, the same as ours as far as is known.
+    /// Only a node that was in touch for long judges what comes late. Blocks at most once an hour.
+    ///
+    /// # Errors
+    /// [`MapError`] if the disk fails.
+    pub fn note_contact_now(&self) -> Result<(), MapError> {
+        if room::check(&*self.inner.config.disk).is_err() {
+            return Ok(());
+        }
+        let now = self.inner.clock.wall();
+        let noted = {
+            let mut writer = locked(&self.inner.writer);
+            let config = &self.inner.config.quarantine;
+            let attendance = Attendance::after_contact(writer.attendance, now, config);
+            writer.attendance = Some(attendance);
+            !attendance.is_news(writer.noted)
+        };
+        if noted { Ok(()) } else { self.change(0, |draft| self.note_contact(draft, now)) }
+    }
+
+    fn note_contact(
+        &self,
+        draft: &mut Draft<'_>,
+        now: flocker_base::WallTime,
+    ) -> Result<(), MapError> {
+        let config = &self.inner.config.quarantine;
+        let attendance = Attendance::after_contact(draft.attendance, now, config);
+        draft.note_attendance(attendance)
+    }
+
+    fn tick(&self, draft: &mut Draft<'_>) -> Result<stamp::Stamp, MapError> {
+        let ticked = draft.hybrid.tick(self.inner.clock.wall());
+        ticked.map_err(|behind| MapError::ClockBehind { by: behind.by })
+    }
+
     /// One change, from the lock to what everybody sees.
-    fn change(
+    fn change<T>(
         &self,
         hops: u8,
-        make: impl FnOnce(&mut Draft) -> Result<(), MapError>,
-    ) -> Result<(), MapError> {
+        make: impl FnOnce(&mut Draft<'_>) -> Result<T, MapError>,
+    ) -> Result<T, MapError> {
         let mut writer = locked(&self.inner.writer);
         if writer.stopped {
             return Err(MapError::Stopped);
         }
-        let change = self.inner.store.begin()?;
+        let transaction = self.inner.store.begin()?;
         let view = MapView::clone(&self.inner.shown.borrow());
-        let mut draft = Draft { change, view, hybrid: writer.hybrid, hashes: Vec::new() };
-        make(&mut draft)?;
-        let Draft { change, mut view, hybrid, hashes } = draft;
-        let alarmed = view.alarms().len() != self.inner.shown.borrow().alarms().len();
-        if hashes.is_empty() {
-            if alarmed {
+        let draft = Draft::new(transaction.tables()?, view, writer.hybrid, writer.attendance);
+        let (made, end) = draft.end(make).inspect_err(|why| writer.stopped |= why.is_fatal())?;
+        let Ended { totals, written, mut view, hybrid, attendance, hashes } = end;
+        if !written {
+            if view.alarms().len() != self.inner.shown.borrow().alarms().len() {
                 self.inner.shown.send_replace(Arc::new(view));
             }
-            return Ok(());
+            return Ok(made);
         }
-        if let Err(failure) = change.commit(hybrid.mark()) {
+        if let Err(failure) = transaction.commit(totals, hybrid.mark()) {
             writer.stopped = true;
             return Err(failure);
         }
         writer.hybrid = hybrid;
+        if attendance != writer.attendance {
+            (writer.attendance, writer.noted) = (attendance, attendance);
+        }
         {
             let mut tree = self.tree();
             for (key, hash) in &hashes {
@@ -430,7 +408,7 @@ impl Map {
         self.inner.shown.send_replace(Arc::new(view));
         drop(writer);
         self.inner.outbox.add(hashes.into_iter().map(|(key, _)| key), hops);
-        Ok(())
+        Ok(made)
     }
 
     fn tree(&self) -> MutexGuard<'_, HashTree> {
@@ -438,47 +416,35 @@ impl Map {
     }
 }
 
+/// Reads what is kept beside the map; gives the attendance that was noted.
+fn load_sides(store: &MapStore, view: &mut MapView) -> Result<Option<Attendance>, MapError> {
+    store.load_side(Side::Quarantine, |key, bytes| {
+        let damaged = |why| MapError::Damaged { what: "a record in quarantine".to_owned(), why };
+        let key = RecordKey::from_bytes(key).ok_or_else(|| damaged("its key is none"))?;
+        let kept = Kept::decode(bytes).map_err(|why| unreadable(&key, &why))?;
+        view.quarantine(&key, kept.shown(&key));
+        Ok(())
+    })?;
+    store.load_side(Side::Pending, |key, bytes| {
+        let damaged = |why| MapError::Damaged { what: "a waiting edit".to_owned(), why };
+        let number = key.try_into().map_err(|_length| damaged("its number is none"))?;
+        let edit = Pending::decode(bytes).ok_or_else(|| damaged("it does not parse"))?;
+        view.set_pending(u64::from_be_bytes(number), Some(edit));
+        Ok(())
+    })?;
+    let mut noted = None;
+    store.load_side(Side::Notes, |key, bytes| {
+        if key == ATTENDANCE.as_bytes() {
+            noted = Attendance::decode(bytes);
+        }
+        Ok(())
+    })?;
+    Ok(noted)
+}
+
 /// A panic under one of the map's locks left what it guards as it was or as it is on disk.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Draft {
-    /// Merges a record into what is here. Says whether that changed anything.
-    fn take_in(&mut self, key: &RecordKey, record: Record) -> Result<bool, MapError> {
-        let Some((mut present, before)) = self.record(key)? else {
-            let bytes = encoded(key, &record)?;
-            self.put(key, &record, &bytes)?;
-            return Ok(true);
-        };
-        let found = present.merge(record);
-        self.report(key, found);
-        let bytes = encoded(key, &present)?;
-        if bytes == before {
-            return Ok(false);
-        }
-        self.put(key, &present, &bytes)?;
-        Ok(true)
-    }
-}
-
-fn encoded(key: &RecordKey, record: &Record) -> Result<Vec<u8>, MapError> {
-    let too_large = |size| MapError::TooLarge { key: key.clone(), size };
-    encoding::encode(record).map_err(|why| match why {
-        DecodeError::TooLarge(size) => too_large(size),
-        DecodeError::Newer(_) | DecodeError::Malformed(_) => too_large(usize::MAX),
-    })
-}
-
-fn fit(key: &RecordKey, record: &Record) -> Result<Vec<u8>, MapError> {
-    let bytes = encoded(key, record)?;
-    if RecordKey::from_bytes(key.as_bytes()).is_none() {
-        return Err(MapError::KeyTooLong { length: key.as_bytes().len() });
-    }
-    if bytes.len() > MAX_EDITED {
-        return Err(MapError::TooLarge { key: key.clone(), size: bytes.len() });
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -19,8 +19,12 @@ const STORE_ID: &str = "store-id";
 const INCARNATION: &str = "incarnation";
 const FORMAT: &str = "format";
 const FORMAT_VERSION: u8 = 1;
-/// Bytes of the file that are kept in memory.
-const CACHE_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of a file that are kept in memory.
+const CACHE_BYTES: usize = 16 * 1024 * 1024;
+
+mod map_file;
+
+pub use map_file::{MAP_FILE, Repaired};
 
 /// Why the store could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,32 @@ pub enum StoreError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The placement map's file is not what was last written there.
+    #[error(
+        "{} is damaged ({reason}): stop the agent and run 'flocker repair map', which keeps what \
+         can be read and lets the peers bring back the rest",
+        path.display()
+    )]
+    MapDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file of another store.
+    #[error(
+        "{} belongs to store {found}, and the state beside it to store {own}: put the files that \
+         belong together back",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The store that it names.
+        found: StoreId,
+        /// The store that it lies with.
+        own: StoreId,
     },
     /// A newer binary wrote it.
     #[error("{} has format {found}, and this binary reads {FORMAT_VERSION}: upgrade flocker", path.display())]
@@ -105,7 +135,7 @@ impl StateDb {
             }
             Err(e) => return Err(io("open", e)),
         }
-        let database = open_database(path)?;
+        let database = open_database(path, CACHE_BYTES, true)?;
         let (store, incarnation) = start(&database, path)?;
         Ok(Self { database: Arc::new(database), path: path.to_owned(), store, incarnation })
     }
@@ -210,9 +240,9 @@ fn create(path: &Path, store: StoreId) -> Result<(), StoreError> {
     durable::sync_parent(path).map_err(|e| io("create", e.to_string()))
 }
 
-fn open_database(path: &Path) -> Result<Database, StoreError> {
+fn open_database(path: &Path, cache: usize, checked: bool) -> Result<Database, StoreError> {
     let mut builder = Database::builder();
-    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder.set_cache_size(cache).set_check_integrity_on_open(checked);
     // The library asserts on some damaged pages when it is built for debugging.
     let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.open(path)));
     match opened {

@@ -78,7 +78,7 @@ impl fmt::Display for Alarm {
     }
 }
 
-const fn field_name(kind: Kind, field: FieldId) -> &'static str {
+pub(super) const fn field_name(kind: Kind, field: FieldId) -> &'static str {
     match (kind, field) {
         (Kind::VOLUME | Kind::SERVICE | Kind::NODE, 1) => "name",
         (Kind::VOLUME, 2) => "birth",
@@ -112,7 +112,7 @@ const fn field_name(kind: Kind, field: FieldId) -> &'static str {
     }
 }
 
-fn describe(kind: Kind, field: FieldId, bytes: &[u8]) -> String {
+pub(super) fn describe(kind: Kind, field: FieldId, bytes: &[u8]) -> String {
     match (kind, field) {
         (Kind::VOLUME | Kind::SERVICE | Kind::NODE, 1) | (Kind::NODE, 2) => {
             text::<String>(bytes, Clone::clone)

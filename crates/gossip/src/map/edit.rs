@@ -1,14 +1,15 @@
 //! Typed edits and what they write: the fields that change and no other. Pure; it must never
 //! write a field whose value stays, since that would settle or reorder what others did.
 
-use flocker_base::{ServiceId, StoreId, TokenId, VolumeId};
+use flocker_base::{Name, ServiceId, StoreId, TokenId, VolumeId};
 
 use super::MapError;
+use super::amendment::Amendment;
 use super::key::{Kind, RecordKey};
 use super::record::{FieldId, Intent, IntentState, Record, Tombstone};
 use super::register::Register;
 use super::stamp::Stamp;
-use super::typed::{self, NAME, Typed};
+use super::typed::{self, BIRTH, NAME, Typed};
 use super::view::MapView;
 use crate::model::{NodeSpec, RouteKey, RouteSpec, ServiceSpec, TokenSpec, VolumeSpec};
 
@@ -43,12 +44,17 @@ pub enum Edit {
     AdmitNode(NodeSpec),
     /// Changes one thing of a node.
     ChangeNode(StoreId, NodeChange),
-    /// Settles a conflict: the value that is shown replaces all others.
+    /// Changes or deletes a record, unless someone changed the same fields since its author
+    /// looked.
+    Amend(Amendment),
+    /// Settles a conflict: one value replaces all others.
     Settle {
         /// The record.
         key: RecordKey,
         /// The field.
         field: FieldId,
+        /// The value, by its writer and its stamp; nothing for the one that is shown.
+        to: Option<(StoreId, Stamp)>,
     },
 }
 
@@ -74,6 +80,7 @@ impl Edit {
             Self::ChangeToken(id, _) | Self::DeleteToken(id) => TokenSpec::key_of(id),
             Self::PutNode(spec) | Self::AdmitNode(spec) => NodeSpec::key_of(&spec.store),
             Self::ChangeNode(store, _) => NodeSpec::key_of(store),
+            Self::Amend(amendment) => amendment.key().clone(),
             Self::Settle { key, .. } => key.clone(),
         }
     }
@@ -120,7 +127,8 @@ impl Edit {
                 let label = label_of(&key, intent);
                 intent.delete(Tombstone { stamp, actor, label });
             }
-            Self::Settle { field, .. } => settle(&key, *field, intent.as_mut(), author)?,
+            Self::Amend(amendment) => amend(amendment, intent.as_mut(), author)?,
+            Self::Settle { field, to, .. } => settle(&key, *field, *to, intent.as_mut(), author)?,
         }
         Ok(Record::Intent(intent.ok_or(MapError::Unknown { key })?))
     }
@@ -182,19 +190,67 @@ fn label_of(key: &RecordKey, intent: &Intent) -> String {
     name.unwrap_or_default()
 }
 
+/// Makes the change that someone wanted of what that one saw.
+fn amend(
+    amendment: &Amendment,
+    intent: Option<&mut Intent>,
+    author: &Author<'_>,
+) -> Result<(), MapError> {
+    let key = amendment.key();
+    let intent = intent.ok_or_else(|| MapError::Unknown { key: key.clone() })?;
+    if intent.fields().is_none() {
+        // Deleting what is deleted is done already; anything else comes too late.
+        let done = amendment.deletes();
+        return if done { Ok(()) } else { Err(MapError::Deleted { key: key.clone() }) };
+    }
+    let Some(writes) = amendment.writes(&typed::shown(key.kind(), intent))? else {
+        let (stamp, actor) = (author.stamp, author.actor);
+        let label = label_of(key, intent);
+        intent.delete(Tombstone { stamp, actor, label });
+        return Ok(());
+    };
+    if let (Kind::VOLUME, Some(volume), Some(_)) =
+        (key.kind(), VolumeSpec::id_of(key), writes.get(&BIRTH))
+    {
+        return Err(MapError::BirthFixed { volume });
+    }
+    let name = writes.get(&NAME).and_then(|bytes| postcard::from_bytes::<Name>(bytes).ok());
+    if let Some(name) = name
+        && let Some(by) = author.view.holder_of_name(key.kind(), &name).filter(|by| by != key)
+    {
+        return Err(MapError::NameTaken { name, by });
+    }
+    if let IntentState::Live(fields) = &mut intent.state {
+        for (id, bytes) in writes {
+            fields.entry(id).or_default().write(author.actor, author.stamp, bytes);
+        }
+    }
+    Ok(())
+}
+
 fn settle(
     key: &RecordKey,
     field: FieldId,
+    to: Option<(StoreId, Stamp)>,
     intent: Option<&mut Intent>,
     author: &Author<'_>,
 ) -> Result<(), MapError> {
     let unknown = || MapError::Unknown { key: key.clone() };
     let intent = intent.ok_or_else(unknown)?;
-    let value = typed::shown(key.kind(), intent).remove(&field).ok_or_else(unknown)?;
+    let shown = typed::shown(key.kind(), intent).remove(&field).ok_or_else(unknown)?;
     let IntentState::Live(fields) = &mut intent.state else {
         return Err(MapError::Deleted { key: key.clone() });
     };
     let register: &mut Register = fields.entry(field).or_default();
+    let value = match to {
+        None => shown,
+        Some(chosen) => register
+            .siblings()
+            .iter()
+            .find(|sibling| (sibling.actor, sibling.stamp) == chosen)
+            .map(|sibling| sibling.bytes.clone())
+            .ok_or_else(|| MapError::NoSuchValue { key: key.clone() })?,
+    };
     if register.siblings().len() > 1 {
         register.write(author.actor, author.stamp, value);
     }

@@ -1,6 +1,7 @@
-//! The map on disk: one table of records, each with a checksum over its key and bytes, and one
-//! of totals. A change is on disk, whole, before anyone hears of it. A damaged record must be
-//! named, never read as another or as none.
+//! The map on disk: one table of records, one of totals, and beside them what is kept apart from
+//! the map (see [`Side`]). Each row has a checksum over its key and bytes. A change is on disk,
+//! whole, before anyone hears of it. A damaged row must be named, never read as another or as
+//! none.
 
 use std::sync::Arc;
 
@@ -13,43 +14,83 @@ use super::MapError;
 use super::key::RecordKey;
 use super::stamp::Stamp;
 
+mod heal;
+mod rows;
+mod salvage;
+
+pub(super) use heal::drop_damaged;
+pub(super) use rows::Totals;
+use rows::{checksum, damaged, name_of, open};
+pub(crate) use salvage::{Copied, copy_rows, has_tables, remove_tables};
+
 const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("map_records");
 const TOTALS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("map_totals");
 const TOTALS_KEY: &str = "totals";
-const TOTALS_VERSION: u8 = 1;
-const TOTALS_LEN: usize = 1 + 8 + 8 + 16;
-const CHECKSUM_LEN: usize = 16;
+/// What the checksum of a record's row begins with.
+const RECORD_ROW: &[u8] = b"flocker map row 1";
 
-type Checksum = [u8; CHECKSUM_LEN];
+/// What a node keeps beside its map and tells no peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Records in quarantine, by their keys.
+    Quarantine,
+    /// Edits that wait for a volume's master, by their numbers.
+    Pending,
+    /// Notes of this node to itself, by their names.
+    Notes,
+}
 
-/// The tables, within a database that others use too.
+impl Side {
+    const ALL: [Self; 3] = [Self::Quarantine, Self::Pending, Self::Notes];
+
+    const fn table(self) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
+        TableDefinition::new(match self {
+            Self::Quarantine => "map_quarantine",
+            Self::Pending => "map_pending",
+            Self::Notes => "map_notes",
+        })
+    }
+
+    /// What the checksum of its rows begins with.
+    const fn row(self) -> &'static [u8] {
+        match self {
+            Self::Quarantine => b"flocker map quarantine row 1",
+            Self::Pending => b"flocker map pending row 1",
+            Self::Notes => b"flocker map note row 1",
+        }
+    }
+
+    fn name_of(self, key: &[u8]) -> String {
+        match self {
+            Self::Quarantine => format!("{} in quarantine", name_of(key)),
+            Self::Pending => format!("waiting edit {}", data_encoding::HEXLOWER.encode(key)),
+            Self::Notes => format!("note '{}'", String::from_utf8_lossy(key)),
+        }
+    }
+}
+
+/// The tables, within a database that others may use too.
 #[derive(Clone, Debug)]
 pub(super) struct MapStore {
     db: Arc<Database>,
 }
 
-/// What the records must add up to, so that a record that is gone is missed, and the mark of the
-/// hybrid clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Totals {
-    pub mark: Stamp,
-    pub records: u64,
-    /// The sum of the records' checksums, which needs no order.
-    pub sum: u128,
-}
-
-/// A change that is not on disk yet. Dropped, it leaves nothing.
-pub(super) struct Change {
+/// A transaction that is under way. Dropped before it is committed, it leaves nothing.
+pub(super) struct Transaction {
     txn: WriteTransaction,
     totals: Totals,
 }
 
-fn failed(what: &'static str) -> impl Fn(redb::Error) -> MapError {
-    move |source| MapError::Storage { what, source: Arc::new(source) }
+/// The tables of a transaction, for as long as it is written to.
+pub(super) struct Tables<'t> {
+    txn: &'t WriteTransaction,
+    records: Table<'t, &'static [u8], &'static [u8]>,
+    totals: Totals,
+    written: bool,
 }
 
-fn damaged(what: impl Into<String>, why: &'static str) -> MapError {
-    MapError::Damaged { what: what.into(), why }
+fn failed(what: &'static str) -> impl Fn(redb::Error) -> MapError {
+    move |source| MapError::Storage { what, source: Arc::new(source) }
 }
 
 impl MapStore {
@@ -74,8 +115,8 @@ impl MapStore {
         let mut found = Totals { mark: totals.mark, ..Totals::default() };
         for row in table.iter().map_err(|e| opening(e.into()))? {
             let (key, value) = row.map_err(|e| opening(e.into()))?;
-            let (key, bytes) = open_row(key.value(), value.value())?;
-            found.add(checksum(&key, bytes));
+            let (key, sum, bytes) = open_record(key.value(), value.value())?;
+            found.add(sum);
             each(key, bytes)?;
         }
         if found != totals {
@@ -83,6 +124,29 @@ impl MapStore {
             return Err(damaged(what, "records are missing or were put back"));
         }
         Ok(totals)
+    }
+
+    /// Reads every row of what is kept beside the map.
+    pub(super) fn load_side(
+        &self,
+        side: Side,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), MapError>,
+    ) -> Result<(), MapError> {
+        let opening = failed("reading what is kept beside the placement map");
+        let txn = self.db.begin_read().map_err(|e| opening(e.into()))?;
+        let table = match txn.open_table(side.table()) {
+            Ok(table) => table,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+            Err(other) => return Err(opening(other.into())),
+        };
+        for row in table.iter().map_err(|e| opening(e.into()))? {
+            let (key, value) = row.map_err(|e| opening(e.into()))?;
+            let key = key.value();
+            let (_, bytes) = open(side.row(), key, value.value())
+                .map_err(|why| damaged(side.name_of(key), why))?;
+            each(key, bytes)?;
+        }
+        Ok(())
     }
 
     fn create_tables(&self) -> Result<(), MapError> {
@@ -94,9 +158,9 @@ impl MapStore {
             Err(other) => return Err(creating(other.into())),
         }
         drop(txn);
-        let change = self.begin()?;
-        drop(change.records()?);
-        change.commit(Stamp::ZERO)
+        let transaction = self.begin()?;
+        let totals = transaction.tables()?.totals();
+        transaction.commit(totals, Stamp::ZERO)
     }
 
     /// One record's bytes.
@@ -107,7 +171,7 @@ impl MapStore {
         let Some(row) = table.get(key.as_bytes()).map_err(|e| reading(e.into()))? else {
             return Ok(None);
         };
-        open_row(key.as_bytes(), row.value()).map(|(_, bytes)| Some(bytes.to_vec()))
+        open_record(key.as_bytes(), row.value()).map(|(_, _, bytes)| Some(bytes.to_vec()))
     }
 
     /// Records in the order of their keys, after this one, until they have so many bytes.
@@ -125,7 +189,7 @@ impl MapStore {
         let (mut page, mut size) = (Vec::new(), 0);
         for row in table.range::<&[u8]>(range).map_err(|e| reading(e.into()))? {
             let (key, value) = row.map_err(|e| reading(e.into()))?;
-            let (key, bytes) = open_row(key.value(), value.value())?;
+            let (key, _, bytes) = open_record(key.value(), value.value())?;
             size += key.as_bytes().len() + bytes.len();
             if size > max_bytes && !page.is_empty() {
                 break;
@@ -136,11 +200,9 @@ impl MapStore {
     }
 
     /// Begins a change; waits for another that is under way.
-    pub(super) fn begin(&self) -> Result<Change, MapError> {
+    pub(super) fn begin(&self) -> Result<Transaction, MapError> {
         let beginning = failed("beginning a change of the placement map");
-        let mut txn = self.db.begin_write().map_err(|e| beginning(e.into()))?;
-        txn.set_durability(Durability::Immediate).map_err(|e| beginning(e.into()))?;
-        txn.set_two_phase_commit(true);
+        let txn = begin(&self.db).map_err(&beginning)?;
         let totals = {
             let table = txn.open_table(TOTALS).map_err(|e| beginning(e.into()))?;
             match table.get(TOTALS_KEY).map_err(|e| beginning(e.into()))? {
@@ -148,76 +210,66 @@ impl MapStore {
                 None => Totals::default(),
             }
         };
-        Ok(Change { txn, totals })
-    }
-
-    /// Removes damaged records, so that peers bring them back, and names them. What they said
-    /// and no peer has is lost: for a person to ask for, never for the agent to do by itself.
-    pub(super) fn drop_damaged(&self) -> Result<Vec<String>, MapError> {
-        self.create_tables()?;
-        let healing = failed("healing the placement map");
-        let mut txn = self.db.begin_write().map_err(|e| healing(e.into()))?;
-        txn.set_durability(Durability::Immediate).map_err(|e| healing(e.into()))?;
-        txn.set_two_phase_commit(true);
-        let mut dropped = Vec::new();
-        let mut totals = Totals::default();
-        {
-            let mut table = txn.open_table(RECORDS).map_err(|e| healing(e.into()))?;
-            let mut bad = Vec::new();
-            for row in table.iter().map_err(|e| healing(e.into()))? {
-                let (key, value) = row.map_err(|e| healing(e.into()))?;
-                match open_row(key.value(), value.value()) {
-                    Ok((key, bytes)) => {
-                        totals.add(checksum(&key, bytes));
-                        if let Ok(record) = super::encoding::decode(bytes) {
-                            totals.mark = totals.mark.max(record.newest());
-                        }
-                    }
-                    Err(_) => bad.push(key.value().to_vec()),
-                }
-            }
-            for key in bad {
-                table.remove(key.as_slice()).map_err(|e| healing(e.into()))?;
-                dropped.push(name_of(&key));
-            }
-            let mut table = txn.open_table(TOTALS).map_err(|e| healing(e.into()))?;
-            let old = match table.get(TOTALS_KEY).map_err(|e| healing(e.into()))? {
-                Some(bytes) => Totals::decode(bytes.value()).unwrap_or_default(),
-                None => Totals::default(),
-            };
-            totals.mark = totals.mark.max(old.mark);
-            let bytes = totals.encode();
-            table.insert(TOTALS_KEY, bytes.as_slice()).map_err(|e| healing(e.into()))?;
-        }
-        txn.commit().map_err(|e| healing(e.into()))?;
-        Ok(dropped)
+        Ok(Transaction { txn, totals })
     }
 }
 
-impl Change {
-    fn records(&self) -> Result<Table<'_, &'static [u8], &'static [u8]>, MapError> {
-        self.txn.open_table(RECORDS).map_err(|e| failed("opening the placement map")(e.into()))
+fn begin(db: &Database) -> Result<WriteTransaction, redb::Error> {
+    let mut txn = db.begin_write()?;
+    txn.set_durability(Durability::Immediate)?;
+    txn.set_two_phase_commit(true);
+    Ok(txn)
+}
+
+impl Transaction {
+    pub(super) fn tables(&self) -> Result<Tables<'_>, MapError> {
+        let records = self.txn.open_table(RECORDS);
+        let records = records.map_err(|e| failed("opening the placement map")(e.into()))?;
+        Ok(Tables { txn: &self.txn, records, totals: self.totals, written: false })
+    }
+
+    /// Makes the change durable. After an error nobody knows what the disk holds: the process
+    /// must end and start again.
+    pub(super) fn commit(self, mut totals: Totals, mark: Stamp) -> Result<(), MapError> {
+        let committing = failed("writing the placement map to disk");
+        totals.mark = totals.mark.max(mark);
+        {
+            let mut table = self.txn.open_table(TOTALS).map_err(|e| committing(e.into()))?;
+            let bytes = totals.encode();
+            table.insert(TOTALS_KEY, bytes.as_slice()).map_err(|e| committing(e.into()))?;
+        }
+        self.txn.commit().map_err(|e| committing(e.into()))
+    }
+}
+
+impl Tables<'_> {
+    pub(super) const fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Whether anything was written.
+    pub(super) const fn is_written(&self) -> bool {
+        self.written
     }
 
     /// One record's bytes, this change's own writes included.
     pub(super) fn get(&self, key: &RecordKey) -> Result<Option<Vec<u8>>, MapError> {
-        let table = self.records()?;
-        let row = table.get(key.as_bytes());
+        let row = self.records.get(key.as_bytes());
         let row = row.map_err(|e| failed("reading a record of the placement map")(e.into()))?;
         let Some(row) = row else { return Ok(None) };
-        open_row(key.as_bytes(), row.value()).map(|(_, bytes)| Some(bytes.to_vec()))
+        open_record(key.as_bytes(), row.value()).map(|(_, _, bytes)| Some(bytes.to_vec()))
     }
 
     /// Writes one record.
     pub(super) fn put(&mut self, key: &RecordKey, bytes: &[u8]) -> Result<(), MapError> {
         let writing = failed("writing a record of the placement map");
-        let sum = checksum(key, bytes);
+        self.written = true;
+        let sum = checksum(RECORD_ROW, key.as_bytes(), bytes);
         let row = [sum.as_slice(), bytes].concat();
         let before = {
-            let mut table = self.records()?;
-            let old = table.insert(key.as_bytes(), row.as_slice());
+            let old = self.records.insert(key.as_bytes(), row.as_slice());
             let old = old.map_err(|e| writing(e.into()))?;
-            old.and_then(|row| row.value().first_chunk::<CHECKSUM_LEN>().copied())
+            old.and_then(|row| row.value().first_chunk().copied())
         };
         if let Some(before) = before {
             self.totals.take(before);
@@ -226,84 +278,48 @@ impl Change {
         Ok(())
     }
 
-    /// Makes the change durable. After an error nobody knows what the disk holds: the process
-    /// must end and start again.
-    pub(super) fn commit(mut self, mark: Stamp) -> Result<(), MapError> {
-        let committing = failed("writing the placement map to disk");
-        self.totals.mark = self.totals.mark.max(mark);
-        {
-            let mut table = self.txn.open_table(TOTALS).map_err(|e| committing(e.into()))?;
-            let bytes = self.totals.encode();
-            table.insert(TOTALS_KEY, bytes.as_slice()).map_err(|e| committing(e.into()))?;
-        }
-        self.txn.commit().map_err(|e| committing(e.into()))
+    /// One row beside the map.
+    pub(super) fn side(&self, side: Side, key: &[u8]) -> Result<Option<Vec<u8>>, MapError> {
+        let reading = failed("reading what is kept beside the placement map");
+        let table = self.txn.open_table(side.table()).map_err(|e| reading(e.into()))?;
+        let Some(row) = table.get(key).map_err(|e| reading(e.into()))? else { return Ok(None) };
+        let (_, bytes) =
+            open(side.row(), key, row.value()).map_err(|why| damaged(side.name_of(key), why))?;
+        Ok(Some(bytes.to_vec()))
+    }
+
+    /// Writes one row beside the map.
+    pub(super) fn put_side(
+        &mut self,
+        side: Side,
+        key: &[u8],
+        bytes: &[u8],
+    ) -> Result<(), MapError> {
+        let writing = failed("writing beside the placement map");
+        self.written = true;
+        let row = [checksum(side.row(), key, bytes).as_slice(), bytes].concat();
+        let mut table = self.txn.open_table(side.table()).map_err(|e| writing(e.into()))?;
+        table.insert(key, row.as_slice()).map_err(|e| writing(e.into()))?;
+        Ok(())
+    }
+
+    /// Removes one row beside the map.
+    pub(super) fn remove_side(&mut self, side: Side, key: &[u8]) -> Result<(), MapError> {
+        let writing = failed("writing beside the placement map");
+        self.written = true;
+        let mut table = self.txn.open_table(side.table()).map_err(|e| writing(e.into()))?;
+        table.remove(key).map_err(|e| writing(e.into()))?;
+        Ok(())
     }
 }
 
-impl Totals {
-    fn add(&mut self, sum: Checksum) {
-        self.records += 1;
-        self.sum = self.sum.wrapping_add(u128::from_le_bytes(sum));
-    }
-
-    const fn take(&mut self, sum: Checksum) {
-        self.records = self.records.saturating_sub(1);
-        self.sum = self.sum.wrapping_sub(u128::from_le_bytes(sum));
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![TOTALS_VERSION];
-        bytes.extend(self.mark.as_u64().to_le_bytes());
-        bytes.extend(self.records.to_le_bytes());
-        bytes.extend(self.sum.to_le_bytes());
-        bytes.extend(&blake3::hash(&bytes).as_bytes()[..CHECKSUM_LEN]);
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, MapError> {
-        let bad = |why| damaged("its totals", why);
-        if bytes.first() != Some(&TOTALS_VERSION) || bytes.len() != TOTALS_LEN + CHECKSUM_LEN {
-            return Err(bad("they are not of a version that this binary knows"));
-        }
-        let (body, sum) = bytes.split_at(TOTALS_LEN);
-        if &blake3::hash(body).as_bytes()[..CHECKSUM_LEN] != sum {
-            return Err(bad("the checksum does not match"));
-        }
-        let number = |at: usize| {
-            let mut eight = [0; 8];
-            eight.copy_from_slice(&body[at..at + 8]);
-            u64::from_le_bytes(eight)
-        };
-        let sum = u128::from(number(17)) | u128::from(number(25)) << 64;
-        Ok(Self { mark: Stamp::from_u64(number(1)), records: number(9), sum })
-    }
-}
-
-fn checksum(key: &RecordKey, bytes: &[u8]) -> Checksum {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(b"flocker map row 1");
-    hasher.update(&[u8::try_from(key.as_bytes().len() % 251).unwrap_or(0)]);
-    hasher.update(key.as_bytes());
-    hasher.update(bytes);
-    let mut sum = [0; CHECKSUM_LEN];
-    sum.copy_from_slice(&hasher.finalize().as_bytes()[..CHECKSUM_LEN]);
-    sum
-}
-
-fn open_row<'a>(key: &[u8], row: &'a [u8]) -> Result<(RecordKey, &'a [u8]), MapError> {
+fn open_record<'a>(
+    key: &[u8],
+    row: &'a [u8],
+) -> Result<(RecordKey, rows::Checksum, &'a [u8]), MapError> {
     let Some(name) = RecordKey::from_bytes(key) else {
         return Err(damaged(name_of(key), "its key is none"));
     };
-    match row.split_first_chunk::<CHECKSUM_LEN>() {
-        Some((sum, bytes)) if checksum(&name, bytes) == *sum => Ok((name, bytes)),
-        Some(_) => Err(damaged(name.to_string(), "the checksum does not match")),
-        None => Err(damaged(name.to_string(), "it is cut short")),
-    }
-}
-
-fn name_of(key: &[u8]) -> String {
-    RecordKey::from_bytes(key).map_or_else(
-        || format!("key {}", data_encoding::HEXLOWER.encode(key)),
-        |key| key.to_string(),
-    )
+    let (sum, bytes) = open(RECORD_ROW, key, row).map_err(|why| damaged(name.to_string(), why))?;
+    Ok((name, sum, bytes))
 }

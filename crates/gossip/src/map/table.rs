@@ -58,6 +58,13 @@ impl<T: Typed> Table<T> {
         self.by_key(key)
     }
 
+    /// The values that go by a made-up name: key, that name, and the name they were given.
+    pub(super) fn renamed(&self) -> impl Iterator<Item = (RecordKey, &Name, &Name)> {
+        self.renamed.iter().filter_map(|(made, key)| {
+            Some((key.clone(), made, self.by_key(key)?.renamed_from.as_ref()?))
+        })
+    }
+
     pub(super) fn insert(&mut self, mut spec: T, named_at: Stamp) {
         let key = T::key_of(&spec.id());
         let claims = spec.claims_name();

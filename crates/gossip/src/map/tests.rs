@@ -1,8 +1,9 @@
 //! Tests of the map, and the values that they share. Nothing here may wait for the wall clock.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use flocker_base::{Epoch, Head, ManualClock, ServiceId, TokenId, WallTime};
+use flocker_base::{Epoch, Head, ManualClock, Name, ServiceId, TokenId, VolumeId, WallTime};
 
 use super::*;
 use crate::model::{
@@ -14,8 +15,12 @@ mod cost;
 mod disk;
 mod edits;
 mod encoding;
+mod golden;
+mod histories;
 mod laws;
 mod members;
+mod pending;
+mod quarantine;
 mod replay;
 mod sync;
 

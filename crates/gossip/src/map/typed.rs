@@ -20,6 +20,9 @@ use crate::model::{Placement, RouteKey, RouteSpec, ServiceSpec, VolumePolicy, Vo
 /// The field that holds a record's name, in every kind that has one.
 pub const NAME: FieldId = 1;
 
+/// The field that holds a volume's birth.
+pub(super) const BIRTH: FieldId = 2;
+
 /// Fields as bytes.
 pub type Fields = BTreeMap<FieldId, Vec<u8>>;
 

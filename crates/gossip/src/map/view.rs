@@ -9,6 +9,8 @@ use rpds::RedBlackTreeMapSync;
 
 use super::conflict::{Alarm, Conflict};
 use super::key::{Kind, RecordKey};
+use super::pending::Pending;
+use super::quarantine::{MAX_QUARANTINED, Quarantined};
 use super::record::{FieldId, Intent, IntentState, Record, Tombstone};
 use super::stamp::Stamp;
 use super::table::Table;
@@ -37,6 +39,18 @@ impl<T> Deref for Listed<T> {
     }
 }
 
+impl<T: Typed> Listed<T> {
+    /// The value as its owner wrote it, with the name that it was given.
+    #[must_use]
+    pub fn written(&self) -> T {
+        let mut spec = self.spec.clone();
+        if let (Some(name), Some(original)) = (spec.name_mut(), &self.renamed_from) {
+            name.clone_from(original);
+        }
+        spec
+    }
+}
+
 /// One state of the map.
 #[derive(Clone, Debug, Default)]
 pub struct MapView {
@@ -49,6 +63,8 @@ pub struct MapView {
     deleted: RedBlackTreeMapSync<RecordKey, Arc<Tombstone>>,
     unreadable: RedBlackTreeMapSync<RecordKey, Unreadable>,
     conflicts: RedBlackTreeMapSync<(RecordKey, FieldId), Arc<Conflict>>,
+    quarantined: RedBlackTreeMapSync<RecordKey, Arc<Quarantined>>,
+    pending: RedBlackTreeMapSync<u64, Arc<Pending>>,
     alarms: Vec<Arc<Alarm>>,
     root: Hash,
     records: u64,
@@ -138,6 +154,35 @@ impl MapView {
         &self.alarms
     }
 
+    /// Records that are kept apart from the map until a person decides. They are not part of the
+    /// map, and no peer is told of them.
+    pub fn quarantined(&self) -> impl Iterator<Item = (&RecordKey, &Arc<Quarantined>)> {
+        self.quarantined.iter()
+    }
+
+    /// The record in quarantine under this key.
+    #[must_use]
+    pub fn quarantined_record(&self, key: &RecordKey) -> Option<&Arc<Quarantined>> {
+        self.quarantined.get(key)
+    }
+
+    /// Edits that wait on this node for a master, and those that one refused, by number.
+    pub fn pending(&self) -> impl Iterator<Item = (u64, &Arc<Pending>)> {
+        self.pending.iter().map(|(number, edit)| (*number, edit))
+    }
+
+    /// The waiting edit with this number.
+    #[must_use]
+    pub fn pending_edit(&self, number: u64) -> Option<&Arc<Pending>> {
+        self.pending.get(&number)
+    }
+
+    /// Records that go by another name than their owners gave them, with that name.
+    pub fn renamed(&self) -> impl Iterator<Item = (RecordKey, &Name, &Name)> {
+        let volumes = self.volumes.renamed();
+        volumes.chain(self.services.renamed()).chain(self.nodes.renamed())
+    }
+
     /// The root of the hash tree: equal maps, equal roots.
     #[must_use]
     pub const fn root(&self) -> Hash {
@@ -153,6 +198,25 @@ impl MapView {
     pub(super) const fn set_root(&mut self, root: Hash, records: u64) {
         self.root = root;
         self.records = records;
+    }
+
+    pub(super) fn is_quarantine_full(&self) -> bool {
+        self.quarantined.size() >= MAX_QUARANTINED
+    }
+
+    pub(super) fn quarantine(&mut self, key: &RecordKey, record: Quarantined) {
+        self.quarantined.insert_mut(key.clone(), Arc::new(record));
+    }
+
+    pub(super) fn release(&mut self, key: &RecordKey) {
+        self.quarantined.remove_mut(key);
+    }
+
+    pub(super) fn set_pending(&mut self, number: u64, edit: Option<Pending>) {
+        match edit {
+            Some(edit) => self.pending.insert_mut(number, Arc::new(edit)),
+            None => drop(self.pending.remove_mut(&number)),
+        }
     }
 
     pub(super) fn raise(&mut self, alarm: Alarm) {
@@ -216,7 +280,8 @@ impl MapView {
     }
 
     /// The name that this record goes by.
-    pub(super) fn shown_name(&self, key: &RecordKey) -> Option<Name> {
+    #[must_use]
+    pub fn shown_name(&self, key: &RecordKey) -> Option<Name> {
         match key.kind() {
             Kind::VOLUME => Some(self.volumes.by_key(key)?.name.clone()),
             Kind::SERVICE => Some(self.services.by_key(key)?.name.clone()),

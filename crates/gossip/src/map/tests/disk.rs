@@ -62,7 +62,7 @@ fn every_flipped_bit_of_a_record_is_refused_by_name_and_healed_from_a_peer() {
         let refused = Map::open(Arc::clone(&db), store_id(1), clock()).expect_err("damaged");
         assert!(refused.to_string().contains(&key.to_string()), "{refused}");
         assert!(!refused.is_fatal(), "a person can heal it");
-        let dropped = Map::drop_damaged(Arc::clone(&db)).expect("heals");
+        let dropped = Map::drop_damaged(&db).expect("heals");
         assert_eq!(dropped, [key.to_string()]);
         let map = Map::open(db, store_id(1), clock()).expect("opens");
         assert_eq!(map.view().volumes().count(), 4);
@@ -79,7 +79,7 @@ fn a_missing_row_is_missed() {
     tamper(&db, &key, Vec::clear);
     let refused = Map::open(Arc::clone(&db), store_id(1), clock()).expect_err("missing");
     assert!(refused.to_string().contains("4 records of 5"), "{refused}");
-    assert_eq!(Map::drop_damaged(Arc::clone(&db)).expect("heals"), Vec::<String>::new());
+    assert_eq!(Map::drop_damaged(&db).expect("heals"), Vec::<String>::new());
     assert_eq!(Map::open(db, store_id(1), clock()).expect("opens").view().records(), 4);
 }
 
@@ -100,23 +100,23 @@ fn damage_found_while_running_is_refused_and_changes_nothing() {
 /// A disk that stops after some operations and, like a machine that loses power, forgets any
 /// part of what was not synced.
 #[derive(Debug, Default)]
-struct Disk {
+pub(super) struct Disk {
     synced: Vec<u8>,
-    now: Vec<u8>,
+    pub(super) now: Vec<u8>,
     unsynced: Vec<(usize, Vec<u8>)>,
     operations_left: usize,
 }
 
 #[derive(Clone, Debug)]
-struct Unsteady(Arc<Mutex<Disk>>);
+pub(super) struct Unsteady(Arc<Mutex<Disk>>);
 
 impl Unsteady {
-    fn new(image: Vec<u8>, operations: usize) -> Self {
+    pub(super) fn new(image: Vec<u8>, operations: usize) -> Self {
         let disk = Disk { synced: image.clone(), now: image, ..Disk::default() };
         Self(Arc::new(Mutex::new(Disk { operations_left: operations, ..disk })))
     }
 
-    fn disk(&self) -> MutexGuard<'_, Disk> {
+    pub(super) fn disk(&self) -> MutexGuard<'_, Disk> {
         self.0.lock().expect("no panic under it")
     }
 
@@ -225,6 +225,77 @@ fn power_lost_at_any_write_loses_nothing_that_was_announced() {
     assert!(there == announced || there == announced + 1, "{there} of {announced}");
     assert!(rounds_that_failed > 20, "the fault happened only {rounds_that_failed} times");
     assert!(announced > 50, "only {announced} edits got through");
+}
+
+/// How a disk fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// The process is killed: what it wrote stays.
+    Kill,
+    /// The power goes: of what was not synced, anything stays.
+    Power,
+}
+
+/// Fails each single operation of a change in turn: the map is as before or as after, the map that
+/// met the failure says so and writes no more.
+#[test]
+fn every_write_and_sync_of_a_change_can_fail() {
+    let mut random = StdRng::seed_from_u64(5);
+    let healthy = Unsteady::new(Vec::new(), usize::MAX);
+    let db = Database::builder().create_with_backend(healthy.clone()).expect("a database");
+    let map = Map::open(Arc::new(db), store_id(1), clock()).expect("opens");
+    map.edit((0..30).map(|n| Edit::PutVolume(volume(n, &format!("v{n}")))).collect::<Vec<_>>())
+        .expect("edits");
+    let before = map.root();
+    drop(map);
+    let image = healthy.disk().now.clone();
+    let change = || {
+        let changed = (0..3).map(|n| {
+            let mut spec = volume(n, &format!("v{n}"));
+            spec.policy.local_replicas = 9;
+            Edit::PutVolume(spec)
+        });
+        changed.chain([Edit::PutVolume(volume(99, "new"))]).collect::<Vec<_>>()
+    };
+    let open = |disk: &Unsteady| {
+        let db = Database::builder().create_with_backend(disk.clone()).expect("sound");
+        Map::open(Arc::new(db), store_id(1), clock()).expect("opens")
+    };
+    let whole = open(&Unsteady::new(image.clone(), usize::MAX));
+    whole.edit(change()).expect("edits");
+    let after = whole.root();
+    let (mut failed, mut kept, mut survived) = (0, 0, 0);
+    for failure in [Failure::Kill, Failure::Power] {
+        for operations in 0.. {
+            let disk = Unsteady::new(image.clone(), usize::MAX);
+            let map = open(&disk);
+            disk.disk().operations_left = operations;
+            match map.edit(change()) {
+                Ok(()) => {
+                    survived += 1;
+                    break;
+                }
+                Err(why) => {
+                    assert!(why.is_fatal(), "{why}");
+                    assert_eq!(map.root(), before, "nothing is shown that may not be there");
+                    disk.disk().operations_left = usize::MAX;
+                    let again = map.edit([Edit::PutVolume(volume(98, "more"))]);
+                    assert!(again.is_err(), "nothing more is written after operation {operations}");
+                    failed += 1;
+                }
+            }
+            drop(map);
+            let image = match failure {
+                Failure::Kill => disk.disk().now.clone(),
+                Failure::Power => disk.after_power_loss(&mut random),
+            };
+            let root = open(&Unsteady::new(image, usize::MAX)).root();
+            assert!(root == before || root == after, "{failure:?} at {operations}: half a change");
+            kept += u32::from(root == before);
+        }
+    }
+    assert!(failed > 10 && kept > 10, "{failed} failures, {kept} of them left it as it was");
+    assert_eq!(survived, 2);
 }
 
 const VICTIM: &str = "FLOCKER_MAP_VICTIM";

@@ -92,7 +92,7 @@ fn edits_of_one_field_on_two_sides_are_shown_until_settled() {
     // Writing what is shown anyway settles nothing by accident; asking for it does.
     a.edit([Edit::PutRoute(route("h", 3))]).expect("edits");
     assert_eq!(a.view().conflicts().count(), 1);
-    a.edit([Edit::Settle { key, field: 2 }]).expect("settles");
+    a.edit([Edit::Settle { key, field: 2, to: None }]).expect("settles");
     carry(&a, &b);
     assert_eq!((a.view().conflicts().count(), b.view().conflicts().count()), (0, 0));
     assert_eq!(b.view().route(&route("h", 1).key).expect("there").service, service(3, "x").id);

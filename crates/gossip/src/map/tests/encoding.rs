@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::map::encoding::{decode, encode};
+use crate::map::encoding::{DecodeError, decode, encode};
 use crate::map::record::{Intent, IntentState, Placed, Tombstone};
 use crate::map::register::Register;
 use crate::map::stamp::Stamp;
