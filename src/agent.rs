@@ -32,7 +32,9 @@ use tokio::sync::{Notify, watch};
 mod advertised;
 pub mod allocate;
 mod answers;
+mod attendance;
 mod capacity;
+mod care;
 mod certificate;
 mod control_plane;
 mod data_port;
@@ -56,6 +58,7 @@ mod parts;
 mod promoted;
 pub mod reconcile;
 mod records;
+pub mod repair;
 mod reports;
 mod revocation;
 mod routing;
@@ -65,6 +68,7 @@ mod signals;
 pub mod status;
 mod tokens;
 mod volumes;
+mod waiting;
 
 use advertised::Advertised;
 use answers::{Answers, Moves};
@@ -306,6 +310,8 @@ impl Agent {
                 Ok(())
             }
         });
+        let p = Arc::clone(parts);
+        self.supervisor.spawn("waiting edits", move |stop| waiting::run(Arc::clone(&p), stop));
         if let Some((_, listener)) = http {
             let p = Arc::clone(parts);
             self.supervisor.spawn("http proxy", move |stop| {

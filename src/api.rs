@@ -8,6 +8,7 @@
 //! The server knows HTTP, limits and deadlines; what a request does is the agent's affair, behind
 //! [`Operations`]. Nothing here may decide about a volume, a service or a lease.
 
+pub mod care;
 pub mod client;
 pub mod error;
 pub mod events;
@@ -19,6 +20,10 @@ pub mod socket;
 pub mod status;
 pub mod tokens;
 
+pub use care::{
+    ConflictList, FieldConflict, FieldValue, MapReply, MapRequest, NameConflict, PendingEdit,
+    PendingList, QuarantineList, QuarantinedRecord, Settled, UnreadableRecord,
+};
 pub use error::{ApiError, ErrorCode};
 pub use events::{EventEntry, EventList, EventQuery};
 pub use export::{ExportRequest, Exported};
@@ -82,6 +87,11 @@ pub trait Operations: TokenOperations + NodeOperations {
 
     /// What happened, as this node saw it; waits for news if asked to and there are none.
     async fn events(&self, query: EventQuery) -> Result<EventList, ApiError>;
+
+    /// Lists and settles what the placement map has for people.
+    async fn map(&self, _request: MapRequest) -> Result<MapReply, ApiError> {
+        Err(ApiError::internal("this agent has no placement map to look at"))
+    }
 
     /// The agent's version.
     async fn version(&self) -> Version;

@@ -9,6 +9,8 @@
 //! anything about the mesh.
 
 mod args;
+mod care;
+mod care_help;
 mod commands;
 mod events;
 mod failure;
@@ -118,6 +120,7 @@ fn run(context: &Context, command: Command) -> Result<ExitCode, Ended> {
             identity::csr(context, &args)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Repair(command) => care::repair(context, command).map(|()| ExitCode::SUCCESS),
         Command::Tally => {
             up::log("info", args::LogFormat::Text, false)?;
             long(crate::tally::TallyOptions::from_environment().and_then(|options| {
@@ -142,6 +145,9 @@ async fn ask(context: &Context, command: Command) -> Result<(), Ended> {
         Command::Move(args) => commands::relocate(context, args).await,
         Command::Token(args) => members::token(context, &args).await,
         Command::Node(args) => members::node(context, &args).await,
+        Command::Conflict(command) => care::conflict(context, command).await,
+        Command::Quarantine(command) => care::quarantine(context, command).await,
+        Command::Pending(command) => care::pending(context, command).await,
         _ => commands::version(context).await,
     }
 }

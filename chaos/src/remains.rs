@@ -11,7 +11,7 @@ use flocker_base::{Clock as _, ClusterId, Incarnation, StoreId, SystemClock, Vol
 use flocker_gossip::identity::NodeIdentity;
 use flocker_gossip::lease::record::{HolderRecord, SupportRecord, VoterRecord, decode};
 use flocker_gossip::map::{Map, MapView};
-use flocker_gossip::store::StateDb;
+use flocker_gossip::store::{MAP_FILE, StateDb};
 use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
 /// As the lease driver names its table and keys.
@@ -56,7 +56,7 @@ impl Remains {
     }
 
     fn read_copy(state_dir: &Path, scratch: &Path) -> Result<Self> {
-        let copy = Copy::of(&state_dir.join("state.redb"), scratch)?;
+        let copy = Copy::of(state_dir, scratch)?;
         let identity = NodeIdentity::load(state_dir)?.context("it has no identity")?;
         let settings = durable::read(&state_dir.join("node"), SETTINGS_VERSION, MAX_SETTINGS)?;
         let (_, settings) = settings.context("it has no settings")?;
@@ -73,7 +73,7 @@ impl Remains {
             voters: BTreeMap::new(),
             supports: BTreeMap::new(),
             holders: BTreeMap::new(),
-            map: Map::open(db.database(), db.store_id(), clock)?.view(),
+            map: Map::open(db.open_map()?, db.store_id(), clock)?.view(),
         };
         if identity.store() != remains.store {
             bail!("its identity is of store {}, its state of {}", identity.store(), remains.store);
@@ -130,22 +130,33 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// A copy of one file that goes when it is dropped.
+/// A copy of the databases, in a folder that goes when it is dropped.
 struct Copy {
+    folder: PathBuf,
     path: PathBuf,
 }
 
 impl Copy {
-    fn of(file: &Path, scratch: &Path) -> Result<Self> {
-        let path = scratch.join("remains.redb");
-        std::fs::copy(file, &path).with_context(|| format!("cannot copy {}", file.display()))?;
-        Ok(Self { path })
+    fn of(state_dir: &Path, scratch: &Path) -> Result<Self> {
+        let folder = scratch.join("remains");
+        std::fs::create_dir_all(&folder).context("cannot make a folder for the copy")?;
+        let path = folder.join("state.redb");
+        for name in ["state.redb", MAP_FILE] {
+            let file = state_dir.join(name);
+            // An agent that died at its first start has no map yet; the store says if it had one.
+            if name == MAP_FILE && !file.exists() {
+                continue;
+            }
+            std::fs::copy(&file, folder.join(name))
+                .with_context(|| format!("cannot copy {}", file.display()))?;
+        }
+        Ok(Self { folder, path })
     }
 }
 
 impl Drop for Copy {
     fn drop(&mut self) {
         // A copy left behind lies in the mesh's own folder and goes with it.
-        drop(std::fs::remove_file(&self.path));
+        drop(std::fs::remove_dir_all(&self.folder));
     }
 }

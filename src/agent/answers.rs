@@ -20,6 +20,7 @@ use super::operations::resolve_move;
 use super::parts::{Parts, locked};
 use super::reports::own_report;
 use super::rpc::{self, Reply, Request};
+use super::waiting;
 use crate::api::{ApiError, ErrorCode, MoveReport, MoveRequest, Progress};
 
 /// How long this node may take to serve what it was asked to take over; less than what the asker
@@ -196,6 +197,7 @@ async fn answer(parts: &Arc<Parts>, request: Request) -> Result<Reply, ApiError>
             })
         }
         Request::TakeOver { volume } => take_over(parts, volume).await,
+        Request::Amend(amendment) => waiting::answer(parts, amendment),
         Request::PutService(spec) => {
             still_master(parts, spec.volume.volume)?;
             edit(parts, Edit::PutService(spec))

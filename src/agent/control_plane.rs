@@ -12,8 +12,9 @@ use flocker_gossip::control::{Admission, Control, Handler, Kind, Wire};
 use flocker_gossip::identity::NodeIdentity;
 use flocker_gossip::join::{BlockedTokens, Doorkeeper, Redemptions, Seed};
 use flocker_gossip::lease::{self, LeaseConfig, LeaseEvent, Leases};
+use flocker_gossip::map::room::DiskOf;
 use flocker_gossip::map::sync::{self, Peer, PeerView};
-use flocker_gossip::map::{Edit, Map};
+use flocker_gossip::map::{Edit, Map, MapConfig};
 use flocker_gossip::membership::{
     self, Liveness, LocalNode, Membership, MembershipConfig, View, lookout, starts,
 };
@@ -26,6 +27,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::advertised::{self, Advertised};
+use super::attendance;
 use super::capacity;
 use super::home::Home;
 use super::records::MeshRecords;
@@ -90,7 +92,9 @@ impl ControlThread {
 
 /// Starts it.
 pub(super) async fn start(home: &Home, setup: Setup) -> Result<(ControlPlane, ControlThread)> {
-    let map = Map::open(home.db.database(), home.db.store_id(), Arc::clone(&setup.clock))?;
+    let config = MapConfig { disk: Arc::new(DiskOf(home.folder.clone())), ..MapConfig::default() };
+    let clock = Arc::clone(&setup.clock);
+    let map = Map::open_with(home.db.open_map()?, home.db.store_id(), clock, config)?;
     let book = AddressBookStore::open(home.db.database())?;
     book.learn_all(&home.known)?;
     let own = setup.advertised;
@@ -337,6 +341,8 @@ fn spawn_membership(
     control: Control,
     stop: &CancellationToken,
 ) {
+    let (t, m, others) = (stop.clone(), map.clone(), membership.view());
+    work.spawn(async move { ("attendance", attendance::note_contacts(m, others, t).await) });
     // The endpoint ends after membership, which says goodbye over it.
     let until = CancellationToken::new();
     let endpoint = until.clone().drop_guard();

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use flocker_base::{Name, StoreId, VolumeId};
-use flocker_gossip::map::Edit;
+use flocker_gossip::map::{Amendment, Edit};
 use flocker_gossip::membership::Liveness;
 use flocker_gossip::model::{RouteKey, ServiceSpec, VolumeSpec};
 use tokio::sync::mpsc;
 
 use super::allocate::Candidate;
 use super::answers::start_move;
+use super::care;
 use super::deploy::{self, Existing};
 use super::moving::{Move, ask};
 use super::parts::Parts;
@@ -21,10 +22,11 @@ use super::reports::gather;
 use super::revocation;
 use super::rpc::{Reply, Request};
 use super::status;
+use super::waiting::{self, Outcome};
 use crate::api::{
     ApiError, DeployReply, Destination, ErrorCode, EventList, EventQuery, ExportRequest, Exported,
-    MoveReport, MoveRequest, Operations, Progress, Removed, ServiceList, Status, Version,
-    VolumeList,
+    MapReply, MapRequest, MoveReport, MoveRequest, Operations, Progress, Removed, ServiceList,
+    Status, Version, VolumeList,
 };
 use crate::manifest::Deployment;
 
@@ -62,23 +64,26 @@ impl Operations for AgentOperations {
         }
         // Volumes first: a service whose volume is not known would have nowhere to run.
         let mut here = Vec::new();
+        let view = parts.map_view();
+        let mut warnings = plan.shortfalls;
         for volume in plan.volumes {
-            match existing
-                .volumes
-                .contains_key(&volume.name)
-                .then(|| remote_master(parts, volume.id))
-            {
-                Some(Some(master)) => put_there(parts, master, Request::PutVolume(volume)).await?,
-                _ => here.push(Edit::PutVolume(volume)),
+            match view.volume(&volume.id) {
+                Some(seen) => {
+                    let amendment = Amendment::to(seen, &volume);
+                    let outcome = waiting::amend(parts, volume.id, amendment).await?;
+                    warnings.extend(waits(outcome, &format!("volume {}", volume.name)));
+                }
+                None => here.push(Edit::PutVolume(volume)),
             }
         }
         for service in plan.services {
-            let known = existing.services.contains_key(&service.name);
-            match known.then(|| remote_master(parts, service.volume.volume)) {
-                Some(Some(master)) => {
-                    put_there(parts, master, Request::PutService(service)).await?;
+            match view.service(&service.id) {
+                Some(seen) => {
+                    let amendment = Amendment::to(seen, &service);
+                    let outcome = waiting::amend(parts, service.volume.volume, amendment).await?;
+                    warnings.extend(waits(outcome, &format!("service {}", service.name)));
                 }
-                _ => here.push(Edit::PutService(service)),
+                None => here.push(Edit::PutService(service)),
             }
         }
         here.extend(plan.routes.into_iter().map(Edit::PutRoute));
@@ -86,7 +91,7 @@ impl Operations for AgentOperations {
             parts.map.edit(here).map_err(|e| ApiError::internal(e.to_string()))?;
         }
         parts.wake.notify_one();
-        Ok(DeployReply { changes: plan.changes, warnings: plan.shortfalls })
+        Ok(DeployReply { changes: plan.changes, warnings })
     }
 
     async fn events(&self, query: EventQuery) -> Result<EventList, ApiError> {
@@ -109,12 +114,14 @@ impl Operations for AgentOperations {
             .filter(|r| r.spec.service == spec.id)
             .map(|r| r.spec.key.clone())
             .collect();
-        match remote_master(parts, spec.volume.volume) {
-            Some(master) => put_there(parts, master, Request::DeleteService(spec.id)).await?,
-            None => parts
-                .map
-                .edit(vec![Edit::DeleteService(spec.id)])
-                .map_err(|e| ApiError::internal(e.to_string()))?,
+        let seen = view.service(&spec.id).map_or_else(|| spec.clone(), |s| s.written());
+        let outcome = waiting::amend(parts, spec.volume.volume, Amendment::deletion(&seen)).await?;
+        if let Outcome::Waits { number, why } = outcome {
+            let text =
+                format!("service {service} stays until its volume's master removes it: {why}");
+            return Err(ApiError::new(ErrorCode::TimedOut, text).hint(format!(
+                "the removal waits as edit {number}: flocker pending ls, flocker pending drop {number}"
+            )));
         }
         let edits = keys.iter().cloned().map(Edit::DeleteRoute).collect::<Vec<_>>();
         if !edits.is_empty() {
@@ -154,6 +161,10 @@ impl Operations for AgentOperations {
             }
         };
         watch(parts, master, operation, &progress).await
+    }
+
+    async fn map(&self, request: MapRequest) -> Result<MapReply, ApiError> {
+        care::handle(&self.parts, request).await
     }
 
     async fn export(&self, request: ExportRequest) -> Result<Exported, ApiError> {
@@ -295,10 +306,14 @@ fn remote_master(parts: &Parts, volume: VolumeId) -> Option<StoreId> {
     parts.masters.of(volume).map(|(_, store)| store).filter(|s| *s != parts.me)
 }
 
-async fn put_there(parts: &Parts, master: StoreId, request: Request) -> Result<(), ApiError> {
-    match ask(parts, master, &request, EDIT_DEADLINE).await? {
-        Reply::Done => Ok(()),
-        other => Err(nonsense(&other)),
+/// What to tell of an edit that waits.
+fn waits(outcome: Outcome, what: &str) -> Option<String> {
+    match outcome {
+        Outcome::Made => None,
+        Outcome::Waits { number, why } => Some(format!(
+            "{what}: the change waits for the master as edit {number}, because {why}; see \
+             'flocker pending ls'"
+        )),
     }
 }
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flocker_base::{StoreId, VolumeId};
-use flocker_gossip::map::MapView;
 use flocker_gossip::membership::{self, Member};
 use flocker_replicate::VolumeProgress;
 use tokio::task::JoinSet;
 
+use super::care;
 use super::moving::{ask, millis};
 use super::parts::{Parts, locked};
 use super::rpc::{CopyReport, InstanceReport, ReplicaReport, Reply, Report, Request};
@@ -138,7 +138,7 @@ pub(super) async fn gather(parts: &Arc<Parts>) -> Sources {
         volumes: view.volumes().map(|v| (v.spec.clone(), parts.placement(v.spec.id))).collect(),
         services: view.services().map(|s| s.spec.clone()).collect(),
         routes: view.routes().map(|r| r.spec.clone()).collect(),
-        conflicts: conflicts(&view),
+        conflicts: care::attention(parts, &view),
         certificate: parts.certificate.attention(),
         reports,
         operations,
@@ -235,18 +235,4 @@ fn fill(parts: &Parts, node: &mut NodeStatus, member: &Member) {
     node.data = Some(member.facts.data);
     node.http = member.facts.http;
     node.version = Some(member.facts.version.clone());
-}
-
-/// What people have to settle in the map, a sentence each.
-fn conflicts(view: &MapView) -> Vec<String> {
-    let fields = view.conflicts().map(|conflict| {
-        let values: Vec<&str> = conflict.contenders.iter().map(|c| c.text.as_str()).collect();
-        format!(
-            "two edits of the {} of {} met: {} (the first one is used)",
-            conflict.field_name(),
-            conflict.key,
-            values.join(", ")
-        )
-    });
-    fields.chain(view.alarms().iter().map(ToString::to_string)).collect()
 }

@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use flocker_base::{Epoch, Head, ServiceId, StoreId, VolumeId};
+use flocker_gossip::map::Amendment;
 use flocker_gossip::model::{ServiceSpec, VolumeSpec};
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,8 @@ pub enum Request {
     PutVolume(VolumeSpec),
     /// Forget this service, whose volume is yours.
     DeleteService(ServiceId),
+    /// Make this change of a volume that is yours, or of a service with such a volume.
+    Amend(Amendment),
 }
 
 /// The answer to a [`Request`].
@@ -65,6 +68,11 @@ pub enum Reply {
     },
     /// Done.
     Done,
+    /// To [`Request::Amend`]: it is not made and never will be, for this reason.
+    Outdated {
+        /// Why.
+        why: String,
+    },
     /// Not done, and why.
     Refused(ApiError),
 }

@@ -32,7 +32,7 @@ pub struct Sources {
     /// The routes of the map.
     pub routes: Vec<RouteSpec>,
     /// What needs a person by the map's own account.
-    pub conflicts: Vec<String>,
+    pub conflicts: Vec<Attention>,
     /// What needs a person about the viewing node's certificate.
     pub certificate: Vec<Attention>,
     /// The nodes' own reports; a node that did not answer in time is missing.
@@ -306,9 +306,7 @@ fn attention(
     for node in sources.nodes.iter().filter(|n| n.liveness == Liveness::Suspected) {
         say(Severity::Warning, format!("node {} does not answer", node.name), None);
     }
-    for conflict in &sources.conflicts {
-        say(Severity::Warning, conflict.clone(), None);
-    }
+    found.extend(sources.conflicts.iter().cloned());
     found.extend(sources.certificate.iter().cloned());
     found.sort_by_key(|a| a.severity == Severity::Warning);
     found

@@ -18,6 +18,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::care::{MapReply, MapRequest};
 use super::error::{ApiError, ErrorCode};
 use super::events::{EventList, EventQuery};
 use super::export::{ExportRequest, Exported};
@@ -122,6 +123,14 @@ impl Client {
     pub async fn events(&self, query: &EventQuery) -> Result<EventList, ApiError> {
         let path = format!("/v1/events?after={}&wait_ms={}", query.after, query.wait_ms);
         self.call(Method::GET, &path, None::<&()>, Effect::Reads).await
+    }
+
+    /// Lists or settles what the placement map has for people.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub async fn map(&self, request: &MapRequest) -> Result<MapReply, ApiError> {
+        self.call(Method::POST, "/v1/map", Some(request), Effect::Changes).await
     }
 
     /// The agent's version.

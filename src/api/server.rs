@@ -31,6 +31,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::care::MapRequest;
 use super::error::{ApiError, ErrorCode};
 use super::events::EventQuery;
 use super::export::ExportRequest;
@@ -151,6 +152,7 @@ fn router(server: Arc<Server>) -> Router {
         .route("/v1/moves", post(moves))
         .route("/v1/exports", post(exports))
         .route("/v1/events", get(events))
+        .route("/v1/map", post(map))
         .route("/v1/version", get(version))
         .merge(members::routes())
         .fallback(no_such_call)
@@ -215,6 +217,15 @@ async fn exports(State(server): Shared, request: Request) -> Response {
     };
     let operations = Arc::clone(&server.operations);
     answer(server.to_the_end(async move { operations.export(body).await }).await)
+}
+
+async fn map(State(server): Shared, request: Request) -> Response {
+    let body: MapRequest = match server.body(request).await {
+        Ok(body) => body,
+        Err(error) => return answer::<Envelopeless>(Err(error)),
+    };
+    let operations = Arc::clone(&server.operations);
+    answer(server.to_the_end(async move { operations.map(body).await }).await)
 }
 
 /// Answers at once with a stream of lines; the last one is how it ended.

@@ -134,6 +134,18 @@ pub(super) enum Command {
     /// List, label and remove nodes.
     #[command(subcommand, arg_required_else_help = true)]
     Node(Node),
+    /// List and settle what two sides wrote into the placement map.
+    #[command(subcommand, arg_required_else_help = true)]
+    Conflict(super::care::Conflict),
+    /// Decide on what a node brought after a long absence.
+    #[command(subcommand, arg_required_else_help = true)]
+    Quarantine(super::care::Quarantine),
+    /// List and drop edits that wait for a volume's master.
+    #[command(subcommand, arg_required_else_help = true)]
+    Pending(super::care::Pending),
+    /// Repair what a stopped node's disk damaged.
+    #[command(subcommand, arg_required_else_help = true)]
+    Repair(super::care::Repair),
     /// See it work: three agents on this machine, a move and a failover under load.
     #[command(long_about = help::DEMO, after_long_help = help::demo())]
     Demo(Demo),

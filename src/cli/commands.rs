@@ -138,7 +138,7 @@ async fn remove_service(context: &Context, args: &args::ServiceRm) -> Result<(),
 }
 
 /// Asks a person; without one, refuses.
-fn confirm(question: &str) -> Result<(), ApiError> {
+pub(super) fn confirm(question: &str) -> Result<(), ApiError> {
     if !io::stdin().is_terminal() {
         return Err(ApiError::new(ErrorCode::Usage, "this needs a yes, and nobody is here to ask")
             .hint("add --yes"));

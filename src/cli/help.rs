@@ -273,7 +273,7 @@ pub(super) fn version() -> String {
 }
 
 /// Examples, then the exit codes that matter beside 0, 1, 2 and 130.
-fn page(examples: &[(&str, &str)], codes: &[ErrorCode]) -> String {
+pub(super) fn page(examples: &[(&str, &str)], codes: &[ErrorCode]) -> String {
     let mut text = "Examples:\n".to_owned();
     for (what, line) in examples {
         let _ = writeln!(text, "  {what}\n    {line}");

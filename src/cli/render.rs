@@ -6,7 +6,7 @@
 mod members;
 mod mesh;
 mod tables;
-mod words;
+pub(super) mod words;
 
 pub use members::{node, nodes, removal, tokens};
 pub use mesh::status;

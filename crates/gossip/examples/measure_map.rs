@@ -18,7 +18,7 @@ use flocker_base::{
 };
 use flocker_gossip::control::{Kind, MemoryNet};
 use flocker_gossip::map::record::Record;
-use flocker_gossip::map::sync::{PeerView, build};
+use flocker_gossip::map::sync::{Peer, PeerView, build};
 use flocker_gossip::map::{Edit, Map, RecordKey, typed};
 use flocker_gossip::model::{
     Birth, EngineKind, Placement, PlacementState, ServiceSpec, VolumeMount, VolumePolicy,
@@ -107,7 +107,7 @@ fn measure_newcomer(folder: &Path) -> Result<()> {
         let (net, stop, mut tasks) = (MemoryNet::new(), CancellationToken::new(), JoinSet::new());
         let began = Spent::now()?;
         for map in &maps {
-            let (me, peers) = (map.actor(), Arc::new(All(maps.clone())));
+            let (me, peers) = (map.actor(), Arc::new(All(maps.clone(), Name::new("eu")?)));
             let (sync, push, pull) = build(map.clone(), net.node(me), peers, 7);
             net.handle(me, Kind::MapPush, push);
             net.handle(me, Kind::MapPull, pull);
@@ -126,11 +126,17 @@ fn measure_newcomer(folder: &Path) -> Result<()> {
 }
 
 /// Every map, as membership would list its node.
-struct All(Vec<Map>);
+struct All(Vec<Map>, Name);
 
 impl PeerView for All {
-    fn live(&self) -> Vec<(StoreId, Option<[u8; 32]>)> {
-        self.0.iter().map(|map| (map.actor(), Some(map.root()))).collect()
+    fn live(&self) -> Vec<Peer> {
+        let peer =
+            |map: &Map| Peer { store: map.actor(), region: self.1.clone(), root: Some(map.root()) };
+        self.0.iter().map(peer).collect()
+    }
+
+    fn region(&self) -> Name {
+        self.1.clone()
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) fn span_or_unknown(millis: Option<u64>) -> String {
 }
 
 /// A wall-clock time, in UTC.
-pub(super) fn time(at: WallTime) -> String {
+pub(in crate::cli) fn time(at: WallTime) -> String {
     let since_epoch = Duration::from_millis(at.as_millis());
     // Beyond the year 9999 there is no such text, and formatting would fail.
     match SystemTime::UNIX_EPOCH.checked_add(since_epoch) {
@@ -46,7 +46,7 @@ pub(super) fn time(at: WallTime) -> String {
 }
 
 /// Text without control characters, and not endless.
-pub(super) fn clean(text: &str) -> String {
+pub(in crate::cli) fn clean(text: &str) -> String {
     let harmless = |c: char| {
         let reorders = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         if c.is_control() || reorders { '?' } else { c }
