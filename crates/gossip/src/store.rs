@@ -20,7 +20,7 @@ const INCARNATION: &str = "incarnation";
 const FORMAT: &str = "format";
 const FORMAT_VERSION: u8 = 1;
 /// Bytes of a file that are kept in memory.
-const CACHE_BYTES: usize = 16 * 1024 * 1024;
+const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 mod map_file;
 

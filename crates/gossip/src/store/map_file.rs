@@ -16,7 +16,8 @@ use crate::map::{Map, MapError};
 pub const MAP_FILE: &str = "map.redb";
 /// Says in the store that the map has a file of its own: it must not read as empty if that is gone.
 const HAS_FILE: &str = "map-file";
-const CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// Bytes of the file that are kept in memory: little, since the map is served from memory anyway.
+const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 /// What a repair did.
 #[derive(Clone, Debug, PartialEq, Eq)]
