@@ -13,7 +13,8 @@
 //! - Merge is commutative, associative, idempotent and monotonic, whatever the records hold.
 //! - Records and fields of newer versions are kept and passed on.
 //! - A store's id writes from one place. Stamps follow the clock, so a store restored from an
-//!   old copy goes on without reusing one; two live copies lose writes, which is reported
+//!   old copy goes on without reusing one; what the restore took from it of its own writes its next
+//!   write of the same field replaces. Two live copies lose writes, which is reported
 //!   ([`conflict::Alarm`]) where two values meet under one stamp and cannot be seen otherwise.
 
 use std::borrow::Borrow;

@@ -1,6 +1,7 @@
 //! Generated histories of whole maps: edits, deletions, copies that are late, twice or lost,
 //! restores from old backups, a store that runs twice. In the end all maps meet in one state, and
-//! no write that anybody still knew is gone, unless a later one replaced it or its store ran twice.
+//! no write that anybody still knew is gone, unless a later one replaced it, its store ran twice, or
+//! a restore took it from its own store, whose next write of the field then replaces it unseen.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -103,6 +104,8 @@ struct World {
     sent: Vec<(StoreId, Vec<(RecordKey, Record)>, BTreeSet<u64>)>,
     writes: BTreeMap<u64, Write>,
     doubled: BTreeSet<StoreId>,
+    /// Writes that their own store has forgotten by a restore.
+    forgotten: BTreeSet<u64>,
     restores: usize,
 }
 
@@ -129,6 +132,7 @@ impl World {
             sent: Vec::new(),
             writes: BTreeMap::new(),
             doubled: BTreeSet::new(),
+            forgotten: BTreeSet::new(),
             restores: 0,
         }
     }
@@ -166,6 +170,9 @@ impl World {
                 if let Some(Backup { image, seen }) = self.backups.get(at).cloned() {
                     let actor = self.nodes[*at].map.actor();
                     let (map, disk) = start(image, actor, &self.clock);
+                    let own = self.writes.iter().filter(|(_, write)| write.by == actor);
+                    let gone = own.map(|(id, _)| *id).filter(|id| !seen.contains(id));
+                    self.forgotten.extend(gone);
                     self.nodes[*at] = Node { map, disk, seen };
                     self.restores += 1;
                 }
@@ -283,6 +290,7 @@ proptest! {
         for (id, write) in world.expected() {
             if first.view().is_volume_deleted(&volume_id(write.volume))
                 || world.doubled.contains(&write.by)
+                || world.forgotten.contains(&id)
             {
                 continue;
             }
