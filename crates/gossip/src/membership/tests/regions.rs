@@ -242,8 +242,16 @@ async fn ten_regions_of_ten_converge_from_one_seed() {
     let began = Instant::now();
     let (mesh, nodes) = grown(10, 10).await;
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
-    let bridges = mesh.bridges(&nodes).await.len();
-    assert!((30..=60).contains(&bridges), "{bridges} carry between regions");
+    // While they do not all know each other most nodes carry; those that are too many stop then.
+    let mut bridges = 0;
+    for _ in 0..120 {
+        bridges = mesh.bridges(&nodes).await.len();
+        if (30..=40).contains(&bridges) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!((30..=40).contains(&bridges), "{bridges} carry between regions");
 }
 
 #[tokio::test(start_paused = true)]
