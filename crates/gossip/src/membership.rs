@@ -357,7 +357,7 @@ impl Membership {
     }
 
     /// Announces how busy this node is, in steps of ten per cent and no more often than every
-    /// [`LOAD_INTERVAL`]: what comes too soon is left out, and comes again with the next call.
+    /// `LOAD_INTERVAL`: what comes too soon is left out, and comes again with the next call.
     ///
     /// # Errors
     /// [`ValueError::Total`] if too much else is announced.
