@@ -212,6 +212,6 @@ fn mutant_without_pulls_is_caught() {
 #[test]
 fn mutant_that_acknowledges_what_is_not_on_disk_is_caught() {
     let mutant = Some(Mutant::EarlyAcknowledgement);
-    let caught = (0..10).find_map(|seed| live_through(seed, 6, mutant).violation);
+    let caught = (0..100).find_map(|seed| live_through(seed, 6, mutant).violation);
     println!("{}", caught.expect("caught"));
 }
