@@ -13,13 +13,14 @@ const TABLE: TableDefinition<'_, u8, &[u8]> = TableDefinition::new("starts");
 const VERSION: u8 = 1;
 
 /// The most starts that are remembered.
-const REMEMBERED: usize = 16;
+const REMEMBERED: usize = 176;
 
 /// For how long a start counts: as long as its state stays.
 const COUNTED: Duration = Duration::from_secs(20 * 60);
 
-/// Starts within that time that are not held back.
-const FREE: usize = 8;
+/// Starts within that time that are not held back: more than any repair by hand needs, and so few
+/// that several nodes that do nothing else leave room in a pool.
+const FREE: usize = 160;
 
 /// The wait of the first start beyond them, doubled with each, and the longest.
 const FIRST_WAIT: Duration = Duration::from_secs(5);
@@ -89,10 +90,10 @@ mod tests {
         let database = Database::builder().create_with_backend(InMemoryBackend::new());
         let database = database.expect("opens");
         let waits: Vec<_> =
-            (0..20).map(|n| note(&database, at(n * 10)).expect("noted").as_secs()).collect();
-        assert_eq!(waits[..8], [0; 8], "a few starts are free");
-        assert_eq!(waits[8..13], [5, 10, 20, 40, 60]);
-        assert_eq!(waits[19], 60, "and no more than that");
+            (0..172).map(|n| note(&database, at(n)).expect("noted").as_secs()).collect();
+        assert_eq!(waits[..160], [0; 160], "so many starts are free");
+        assert_eq!(waits[160..165], [5, 10, 20, 40, 60]);
+        assert_eq!(waits[171], 60, "and no more than that");
         assert_eq!(note(&database, at(3600)).expect("noted"), Duration::ZERO, "an hour later");
         for n in 1..100 {
             assert_eq!(note(&database, at(3600 + n * 200)).expect("noted"), Duration::ZERO);
@@ -111,7 +112,7 @@ mod tests {
         let starts = [WallTime::from_millis(1), WallTime::from_millis(258)];
         assert_eq!(encode(&starts), bytes);
         assert_eq!(decode(&bytes).as_deref(), Some(&starts[..]));
-        for bad in [&bytes[..16], &[2, 1, 0, 0, 0, 0, 0, 0, 0], &[], &[1; 1 + 17 * 8]] {
+        for bad in [&bytes[..16], &[2, 1, 0, 0, 0, 0, 0, 0, 0], &[], &[1; 1 + 177 * 8]] {
             assert_eq!(decode(bad), None);
         }
     }
