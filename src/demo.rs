@@ -15,6 +15,7 @@ use crate::cli::options::DemoOptions;
 
 mod failover;
 pub mod load;
+mod network;
 mod node;
 mod report;
 mod show;

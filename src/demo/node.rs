@@ -2,7 +2,7 @@
 //! They hold the reading end of a pipe from this process and end when it closes, so that not even
 //! a SIGKILL of the demo leaves one behind.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,15 +12,10 @@ use flocker_base::{BootTime, Clock};
 use tokio::process::{Child, Command};
 
 use super::load::Target;
+use super::network::HTTP_PORT;
 use crate::api::Status;
 use crate::api::client::Client;
 
-/// The control port of every agent: they differ by address.
-const CONTROL_PORT: u16 = 4523;
-const DATA_PORT: u16 = 4524;
-const HTTP_PORT: u16 = 8080;
-/// How many loopback networks are tried for three free addresses.
-const NETWORKS: u8 = 100;
 /// How long an agent may take to answer after its start.
 const START_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a guard may outlive its agent: until the leases of what it holds run out.
@@ -179,26 +174,4 @@ impl Node {
             }
         }
     }
-}
-
-/// Finds a loopback network whose first `count` addresses have all our ports free.
-pub(super) fn free_addresses(count: u8) -> Result<Vec<Ipv4Addr>> {
-    for network in 0..NETWORKS {
-        let addresses: Vec<_> =
-            (1..=count).map(|host| Ipv4Addr::new(127, 71, network, host)).collect();
-        if addresses.iter().all(|a| ports_free(*a)) {
-            return Ok(addresses);
-        }
-    }
-    bail!(
-        "ports {CONTROL_PORT}/udp, {DATA_PORT}/udp and {HTTP_PORT}/tcp are in use on all of \
-         127.71.0.0 to 127.71.{}.0: stop what uses them",
-        NETWORKS - 1
-    )
-}
-
-fn ports_free(address: Ipv4Addr) -> bool {
-    UdpSocket::bind((address, CONTROL_PORT)).is_ok()
-        && UdpSocket::bind((address, DATA_PORT)).is_ok()
-        && TcpListener::bind((address, HTTP_PORT)).is_ok()
 }

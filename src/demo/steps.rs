@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 use flocker_base::{BootTime, Clock, Name};
 
 use super::load::{self, Load};
-use super::node::{Node, free_addresses};
+use super::network::Network;
+use super::node::Node;
 use super::report::{MOVE_WAIT_LIMIT_MS, MoveFigures, Report, SNAPSHOT_EVERY_MS};
 use super::show::Show;
 use super::tail::Tail;
@@ -31,14 +32,15 @@ pub(super) struct Stage {
     load: Option<Load>,
     began: BootTime,
     pub(super) lost: Tail,
+    _network: Network,
 }
 
 impl Stage {
     pub(super) fn new(folder: &Path, clock: Arc<dyn Clock>) -> Result<Self> {
-        let addresses = free_addresses(3)?;
+        let network = Network::claim()?;
         let nodes = [("eu-1", "eu"), ("eu-2", "eu"), ("us-1", "us")]
             .into_iter()
-            .zip(addresses)
+            .zip(network.addresses)
             .map(|((name, region), address)| Node::new(name, region, address, folder))
             .collect();
         let began = clock.boot();
@@ -49,6 +51,7 @@ impl Stage {
             load: None,
             began,
             lost: Tail::default(),
+            _network: network,
         })
     }
 
