@@ -52,10 +52,14 @@ pub struct EndpointConfig {
     pub purpose: Purpose,
     /// Whether clients without a certificate may ask to join. Control only.
     pub admit_joiners: bool,
-    /// A connection on which nothing was heard for so long is dead.
+    /// A connection on which nothing was sent nor heard for so long ends.
     pub idle_timeout: Duration,
-    /// How often a quiet connection is kept alive; at most a third of `idle_timeout`.
-    pub keep_alive: Duration,
+    /// A connection whose peer answers nothing of what it was sent for so long is dead; at most
+    /// `idle_timeout`.
+    pub silence: Duration,
+    /// How often a quiet connection is kept alive; at most a third of `idle_timeout`. Without, it
+    /// costs nothing while nobody speaks, and a dead peer is noticed when it is spoken to.
+    pub keep_alive: Option<Duration>,
     /// How long a handshake may take, either way.
     pub handshake_timeout: Duration,
     /// Most handshakes that clients may have unfinished at once. Past it the oldest of the
@@ -80,15 +84,17 @@ pub struct EndpointConfig {
 }
 
 impl EndpointConfig {
-    /// A control endpoint: a dead peer is noticed within 3 s. Admits no joiners.
+    /// A control endpoint: a peer that is dead is noticed within 3 s of being spoken to. Admits no
+    /// joiners.
     #[must_use]
     pub const fn control(bind: SocketAddr) -> Self {
         Self {
             bind,
             purpose: Purpose::Control,
             admit_joiners: false,
-            idle_timeout: Duration::from_secs(3),
-            keep_alive: Duration::from_millis(500),
+            idle_timeout: Duration::from_secs(300),
+            silence: Duration::from_secs(3),
+            keep_alive: None,
             handshake_timeout: Duration::from_secs(3),
             max_handshakes: 256,
             prove_address_above: 32,
@@ -108,7 +114,8 @@ impl EndpointConfig {
         Self {
             purpose: Purpose::Data,
             idle_timeout: Duration::from_secs(10),
-            keep_alive: Duration::from_secs(2),
+            silence: Duration::from_secs(6),
+            keep_alive: Some(Duration::from_secs(2)),
             max_streams: 1024,
             stream_window: 32 << 20,
             receive_window: 128 << 20,
@@ -122,15 +129,21 @@ impl EndpointConfig {
     /// # Errors
     /// [`QuicError::Config`] that names what is wrong.
     pub fn validate(&self) -> Result<(), QuicError> {
-        let rules: [(bool, &str); 11] = [
+        let rules: [(bool, &str); 12] = [
             (
                 self.purpose == Purpose::Control || !self.admit_joiners,
                 "only a control endpoint admits joiners (admit_joiners)",
             ),
             (
-                self.keep_alive >= Duration::from_millis(10)
-                    && self.keep_alive.saturating_mul(3) <= self.idle_timeout,
+                self.keep_alive.is_none_or(|every| {
+                    every >= Duration::from_millis(10)
+                        && every.saturating_mul(3) <= self.idle_timeout
+                }),
                 "keep_alive must be 10 ms or more, and at most a third of idle_timeout",
+            ),
+            (
+                self.silence >= Duration::from_millis(100) && self.silence <= self.idle_timeout,
+                "silence must be 100 ms or more, and at most idle_timeout",
             ),
             (self.idle_timeout <= Duration::from_secs(300), "idle_timeout is at most 5 minutes"),
             (
@@ -187,7 +200,7 @@ impl EndpointConfig {
         let mut transport = TransportConfig::default();
         transport
             .max_idle_timeout(Some(idle))
-            .keep_alive_interval(Some(self.keep_alive))
+            .keep_alive_interval(self.keep_alive)
             .max_concurrent_bidi_streams(if stranger { VarInt::from_u32(1) } else { streams })
             .max_concurrent_uni_streams(if stranger { VarInt::from_u32(0) } else { streams })
             .stream_receive_window(VarInt::from_u32(self.stream_window))
@@ -224,8 +237,10 @@ mod tests {
         EndpointConfig::data(good.bind).validate().expect("data");
         let bad = [
             EndpointConfig { admit_joiners: true, ..EndpointConfig::data(good.bind) },
-            EndpointConfig { keep_alive: Duration::from_secs(2), ..good.clone() },
-            EndpointConfig { keep_alive: Duration::ZERO, ..good.clone() },
+            EndpointConfig { keep_alive: Some(Duration::from_secs(101)), ..good.clone() },
+            EndpointConfig { keep_alive: Some(Duration::ZERO), ..good.clone() },
+            EndpointConfig { silence: Duration::from_secs(301), ..good.clone() },
+            EndpointConfig { silence: Duration::ZERO, ..good.clone() },
             EndpointConfig { idle_timeout: Duration::from_secs(301), ..good.clone() },
             EndpointConfig { handshake_timeout: Duration::ZERO, ..good.clone() },
             EndpointConfig { max_handshakes: 0, ..good.clone() },

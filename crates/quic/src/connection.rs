@@ -55,6 +55,15 @@ pub struct Connection {
     open: Arc<OpenStreams>,
 }
 
+/// What has passed over a connection so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    /// Datagrams received.
+    pub(crate) heard: u64,
+    /// Frames sent that the peer must acknowledge.
+    pub(crate) asked: u64,
+}
+
 /// Stream halves in use hold a count each of the inner one.
 #[derive(Debug, Default)]
 struct OpenStreams {
@@ -181,9 +190,39 @@ impl Connection {
         self.quic.stable_id()
     }
 
-    /// Datagrams received on it so far: if this stands still, the peer is silent.
-    pub(crate) fn received(&self) -> u64 {
-        self.quic.stats().udp_rx.datagrams
+    /// How much was heard of the peer so far, and how much was sent that it must answer.
+    pub(crate) fn traffic(&self) -> Traffic {
+        let stats = self.quic.stats();
+        let sent = stats.frame_tx;
+        // All but acknowledgements and closes, which nobody acknowledges (RFC 9000, section 13.2).
+        let asked = [
+            sent.ack_frequency,
+            sent.crypto,
+            sent.data_blocked,
+            sent.datagram,
+            sent.handshake_done.into(),
+            sent.immediate_ack,
+            sent.max_data,
+            sent.max_stream_data,
+            sent.max_streams_bidi,
+            sent.max_streams_uni,
+            sent.new_connection_id,
+            sent.new_token,
+            sent.path_challenge,
+            sent.path_response,
+            sent.ping,
+            sent.reset_stream,
+            sent.retire_connection_id,
+            sent.stream,
+            sent.stream_data_blocked,
+            sent.streams_blocked_bidi,
+            sent.streams_blocked_uni,
+            sent.stop_sending,
+        ];
+        Traffic {
+            heard: stats.udp_rx.datagrams,
+            asked: asked.into_iter().fold(0, u64::wrapping_add),
+        }
     }
 
     /// Bytes that the two ends of this connection, and no others, share: alike on both.

@@ -10,6 +10,7 @@
 //! ```
 
 mod pool;
+mod silence;
 mod slot;
 mod tasks;
 

@@ -413,6 +413,8 @@ async fn a_peer_that_vanished_and_returned_is_noticed_without_waiting_for_the_id
         }
     })
     .await;
+    let mut stream = within(connection.open_uni()).await.expect("open");
+    within(AsyncWriteExt::write_all(&mut stream, b"?")).await.expect("written");
     let ended = within(connection.closed()).await.to_string();
     assert!(ended.contains("reset by peer"), "{ended}");
     let (again, _) = serving(&returned, a.connect(store(2), at, SOON)).await;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use flocker_base::StoreId;
 use tokio::task::JoinSet;
 
-use super::pool::Pool;
+use super::pool::{Pool, now};
+use super::silence::{Finding, Silence};
 use super::slot::LinkId;
 use crate::connection::{CloseCode, Connection};
 use crate::endpoint::Endpoint;
@@ -22,6 +23,8 @@ const STAGGER: Duration = Duration::from_millis(150);
 const MOST_ADDRESSES: usize = 16;
 /// How long a superseded connection stays open at least, for what is still on its way.
 const LINGER: Duration = Duration::from_secs(5);
+/// The longest time between two looks at a connection.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a host is given to say that a port is closed.
 const PROBE_WAIT: Duration = Duration::from_millis(400);
 
@@ -78,14 +81,16 @@ async fn first_to_answer(
     }
 }
 
-/// Reports the end of a connection, and brings it about once the host of a peer that has fallen
-/// silent says that nothing listens there: a killed process is so noticed well before the idle
-/// timeout.
+/// Reports the end of a connection, and brings it about once a peer that was spoken to does not
+/// answer: at once if its host says that nothing listens there, else after a while.
 pub(super) async fn watch_over(pool: Weak<Pool>, connection: Connection) {
-    let Some(every) = pool.upgrade().map(|pool| pool.endpoint().config().keep_alive) else {
+    let Some(patience) = pool.upgrade().map(|pool| pool.endpoint().config().silence) else {
         return;
     };
-    let mut received = connection.received();
+    let every = (patience / 6).min(LOOK_EVERY);
+    // A look may end in a probe.
+    let late = every * 3 + PROBE_WAIT;
+    let mut silence = Silence::new(now(), connection.traffic(), late, patience);
     loop {
         tokio::select! {
             ended = connection.closed() => {
@@ -94,14 +99,19 @@ pub(super) async fn watch_over(pool: Weak<Pool>, connection: Connection) {
             }
             () = tokio::time::sleep(every) => {}
         }
-        let before = std::mem::replace(&mut received, connection.received());
-        if before == received && listens_no_more(&pool, &connection).await {
-            tracing::warn!(
-                peer = %connection.peer(), remote = %connection.remote_addr(),
-                "the peer is silent and its host says that nothing listens there any more"
-            );
-            connection.close(CloseCode::Gone, "nothing listens there any more");
-        }
+        let why = match silence.look(now(), connection.traffic()) {
+            Finding::Well => continue,
+            Finding::Dead => "it answers nothing",
+            Finding::Waiting if listens_no_more(&pool, &connection).await => {
+                "nothing listens there any more"
+            }
+            Finding::Waiting => continue,
+        };
+        tracing::warn!(
+            peer = %connection.peer(), remote = %connection.remote_addr(),
+            "closed a connection to a silent peer: {why}"
+        );
+        connection.close(CloseCode::Gone, why);
     }
     if let Some(pool) = pool.upgrade() {
         pool.closed(connection.peer(), connection.id());

@@ -225,6 +225,10 @@ async fn a_killed_peer_is_noticed_before_the_idle_timeout_and_found_again_at_its
     // In this order: a handle dropped while the runtime runs would say goodbye.
     runtime.shutdown_background();
     drop(b);
+    // Nobody speaks: nothing is noticed, and nothing is spent on it.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!connection.is_closed());
+    say_something(&connection).await;
     // 120 s would be the idle timeout: it is the closed port that tells.
     within(connection.closed()).await;
     let lines = log.lines_with(&["WARN", "nothing listens there any more"]);
@@ -236,6 +240,40 @@ async fn a_killed_peer_is_noticed_before_the_idle_timeout_and_found_again_at_its
     let again = within(Node::restart(identity, &config, &book)).await;
     within(a.connected_to(&again)).await;
     within(converged(&a, &again)).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_answers_nothing_is_dropped_and_an_idle_connection_is_kept() {
+    let log = capture_log();
+    let (ca, book) = (cluster(), Arc::new(Book::default()));
+    let config = EndpointConfig { silence: Duration::from_secs(1), ..control() };
+    let a = Node::start(ca.identity(store(1)), &config, &book);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("runtime");
+    let b = {
+        let _inside = runtime.enter();
+        Node::start(ca.identity(store(2)), &config, &book)
+    };
+    let connection = within(a.connected_to(&b)).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!connection.is_closed(), "{}", log.text());
+    // Its port stays open, and nobody reads there.
+    let (wake, asleep) = std::sync::mpsc::channel::<()>();
+    runtime.spawn(async move { assert!(asleep.recv().is_err(), "woken by the end of the test") });
+    say_something(&connection).await;
+    within(connection.closed()).await;
+    assert_eq!(log.lines_with(&["WARN", "it answers nothing"]).len(), 1, "{}", log.text());
+    drop(wake);
+    runtime.shutdown_background();
+}
+
+async fn say_something(connection: &Connection) {
+    let mut stream = within(connection.open_uni()).await.expect("open");
+    within(tokio::io::AsyncWriteExt::write_all(&mut stream, b"?")).await.expect("written");
+    stream.finish();
 }
 
 #[tokio::test]
