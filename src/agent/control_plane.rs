@@ -16,7 +16,7 @@ use flocker_gossip::map::room::DiskOf;
 use flocker_gossip::map::sync::{self, Peer, PeerView};
 use flocker_gossip::map::{Edit, Map, MapConfig};
 use flocker_gossip::membership::{
-    self, Liveness, LocalNode, Membership, MembershipConfig, View, lookout, starts,
+    self, Liveness, LocalNode, Membership, MembershipConfig, Scope, View, lookout, starts,
 };
 use flocker_gossip::model::{NodeFacts, NodeSpec};
 use flocker_gossip::seeds::Seeker;
@@ -211,7 +211,7 @@ impl Builder {
             Membership::new(config, local, Arc::clone(&wire), book.clone(), clock)?;
         let mut work = JoinSet::new();
         let members = membership.view();
-        let watch_handler = spawn_lookout(&mut work, &membership, &wire, &setup, stop);
+        let watches = spawn_lookouts(&mut work, &membership, &wire, &setup, stop);
         let peer_view = Arc::new(MemberPeers { members: members.clone(), region: own_region });
         let [map_seed, lease_seed] = setup.seeds;
         let (map_sync, push, pull) =
@@ -226,9 +226,9 @@ impl Builder {
         let clock = Arc::clone(&setup.clock);
         let doorkeeper = Doorkeeper::new(node, mesh.clone(), mesh.clone(), clock);
         let standing = mesh.standing(doorkeeper.blocked());
-        let control = member_handlers.into_iter().fold(control, |c, (kind, h)| c.handle(kind, h));
+        let handlers = member_handlers.into_iter().chain(watches);
+        let control = handlers.fold(control, |c, (kind, h)| c.handle(kind, h));
         let control = control
-            .handle(Kind::Watch, watch_handler)
             .handle(Kind::MapPush, push)
             .handle(Kind::MapPull, pull)
             .handle(Kind::Lease, lease_handler)
@@ -360,23 +360,26 @@ fn spawn_membership(
     work.spawn(async move { ("announcer", announce_root(map, membership, t).await) });
 }
 
-/// Starts to watch the members of the region. Gives the handler of the watch's messages.
-fn spawn_lookout(
+/// Starts to watch the members of the region, and the bridges while this node is one. Gives the
+/// handlers of the watches' messages.
+fn spawn_lookouts(
     work: &mut Work,
     membership: &Membership,
     wire: &Arc<dyn Wire>,
     setup: &Setup,
     stop: &CancellationToken,
-) -> Arc<dyn Handler> {
+) -> [(Kind, Arc<dyn Handler>); 2] {
     let seed = setup.seeds.iter().fold(1, |all: u64, seed| all.rotate_left(21) ^ seed);
-    let clock = Arc::clone(&setup.clock);
-    let (lookout, handler) = lookout(membership.clone(), Arc::clone(wire), clock, seed);
-    let t = stop.clone();
-    work.spawn(async move {
-        lookout.run(t).await;
-        ("lookout", Ok(()))
-    });
-    handler
+    [(Scope::Region, seed), (Scope::Bridges, !seed)].map(|(scope, seed)| {
+        let clock = Arc::clone(&setup.clock);
+        let (lookout, handler) = lookout(scope, membership.clone(), Arc::clone(wire), clock, seed);
+        let t = stop.clone();
+        work.spawn(async move {
+            lookout.run(t).await;
+            ("lookout", Ok(()))
+        });
+        handler
+    })
 }
 
 /// Announces the map's root whenever it changes, so that peers see who differs.

@@ -59,11 +59,13 @@ pub enum Kind {
     Bridges = 7,
     /// Who has died: [`crate::membership::Lookout`].
     Watch = 8,
+    /// Which bridges have died: [`crate::membership::Lookout`].
+    BridgeWatch = 9,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Membership,
         Self::Lease,
         Self::MapPush,
@@ -72,6 +74,7 @@ impl Kind {
         Self::Roster,
         Self::Bridges,
         Self::Watch,
+        Self::BridgeWatch,
     ];
 
     /// The kind with this number on the wire.
@@ -87,7 +90,7 @@ impl Kind {
             Self::Membership | Self::Bridges => 96 << 10,
             Self::Lease | Self::MapPush | Self::Agent | Self::Roster => 1 << 20,
             Self::MapPull => 4 << 20,
-            Self::Watch => 8 << 10,
+            Self::Watch | Self::BridgeWatch => 8 << 10,
         }
     }
 
@@ -96,7 +99,8 @@ impl Kind {
     const fn at_once(self) -> usize {
         match self {
             Self::Lease => 32,
-            Self::Membership | Self::Bridges | Self::MapPush | Self::Agent | Self::Watch => 16,
+            Self::Membership | Self::Bridges | Self::MapPush | Self::Agent => 16,
+            Self::Watch | Self::BridgeWatch => 16,
             Self::MapPull | Self::Roster => 4,
         }
     }
@@ -112,7 +116,7 @@ impl Kind {
     /// Which goes out first when not all can: the higher.
     const fn priority(self) -> i32 {
         match self {
-            Self::Lease | Self::Watch => 2,
+            Self::Lease | Self::Watch | Self::BridgeWatch => 2,
             Self::Membership | Self::Bridges => 1,
             Self::MapPush | Self::MapPull | Self::Agent | Self::Roster => 0,
         }

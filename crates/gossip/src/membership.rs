@@ -32,6 +32,7 @@ mod facts;
 pub(crate) mod fuzzing;
 mod guard;
 mod lookout;
+mod pace;
 mod pool;
 mod roll;
 mod roster;
@@ -60,7 +61,7 @@ pub use self::event::{Event, EventKind};
 pub use self::guard::{
     MAX_ANNOUNCED_BYTES, MAX_KEY_BYTES, MAX_KEYS, MAX_STATE_BYTES, MAX_STATES, MAX_VALUE_BYTES,
 };
-pub use self::lookout::{Lookout, lookout};
+pub use self::lookout::{Lookout, Scope, lookout};
 pub use self::roster::MAX_REGIONS;
 
 #[cfg(test)]
@@ -97,8 +98,17 @@ const MAX_EVENTS: usize = 1024;
 /// From this many events at once on, they are logged as one line.
 const MANY_EVENTS: usize = 8;
 
-/// Runs of nodes that a watch other than chitchat's own suspects, by store and incarnation.
+/// Runs of nodes that a watch holds for dead or vouches for, by store and incarnation.
 pub type Suspicions = BTreeSet<(StoreId, Incarnation)>;
+
+/// What a watch says of the runs that it watches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdicts {
+    /// Those that it holds for dead.
+    pub suspected: Suspicions,
+    /// Those that it knows to live.
+    pub vouched: Suspicions,
+}
 
 /// This node, as membership announces it.
 #[derive(Clone, Debug)]
@@ -148,7 +158,7 @@ pub struct Member {
 pub enum Liveness {
     /// Its heartbeats arrive.
     Live,
-    /// They do not, or not yet twice, or the watch suspects it: see [`Membership::suspect`].
+    /// They do not, or not yet twice, or a watch suspects it: see [`Membership::judge`].
     Suspected,
     /// It said that it stops.
     Left,
@@ -232,7 +242,10 @@ struct Inner {
     announced: Mutex<BTreeMap<String, String>>,
     announcement: Notify,
     load: Mutex<Option<(BootTime, Load)>>,
-    suspicions: watch::Sender<Suspicions>,
+    /// What the watch of the region and that of the bridges say.
+    verdicts: watch::Sender<[Verdicts; 2]>,
+    /// The bridges that this one sees in the pool between regions, if it is in it.
+    bridges: watch::Sender<BTreeMap<StoreId, Incarnation>>,
     events: broadcast::Sender<Event>,
     view: watch::Sender<Arc<View>>,
     generations: AtomicU16,
@@ -301,7 +314,8 @@ impl Membership {
             announced: Mutex::new(announced),
             announcement: Notify::new(),
             load: Mutex::default(),
-            suspicions: watch::Sender::default(),
+            verdicts: watch::Sender::default(),
+            bridges: watch::Sender::default(),
             events: broadcast::Sender::new(MAX_EVENTS),
             view: watch::Sender::new(Arc::new(View { nodes: [(me, own)].into() })),
             generations: AtomicU16::new(0),
@@ -329,15 +343,21 @@ impl Membership {
         self.inner.events.subscribe()
     }
 
-    /// Says which runs of nodes a watch suspects, in place of what it said before. A node is live
-    /// in the view if its heartbeats arrive and its run is not among these; the view and the
-    /// events follow at once.
-    pub fn suspect(&self, suspected: Suspicions) {
-        self.inner.suspicions.send_if_modified(|before| {
-            let changed = *before != suspected;
-            *before = suspected;
+    /// Takes what a watch says of runs of nodes, in place of what it said before. A node is live in
+    /// the view if its heartbeats arrive or a watch vouches for it, and none suspects it; the view
+    /// and the events follow at once.
+    pub fn judge(&self, scope: Scope, verdicts: Verdicts) {
+        self.inner.verdicts.send_if_modified(|before| {
+            let before = &mut before[scope as usize];
+            let changed = *before != verdicts;
+            *before = verdicts;
             changed
         });
+    }
+
+    /// The bridges in the pool between regions, this node among them, as long as it is in it.
+    fn bridges(&self) -> watch::Receiver<BTreeMap<StoreId, Incarnation>> {
+        self.inner.bridges.subscribe()
     }
 
     /// Announces the root of this node's placement map.
@@ -458,6 +478,14 @@ impl Inner {
             // Nobody need listen.
             let _ = self.events.send(event);
         }
+    }
+
+    /// What all watches say together.
+    fn verdicts_now(&self) -> Verdicts {
+        let [mut all, of_bridges] = self.verdicts.borrow().clone();
+        all.suspected.extend(of_bridges.suspected);
+        all.vouched.extend(of_bridges.vouched);
+        all
     }
 
     fn announced_now(&self) -> BTreeMap<String, String> {

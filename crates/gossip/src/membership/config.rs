@@ -5,18 +5,19 @@ use std::time::Duration;
 use super::MembershipError;
 
 /// The times and bounds of membership.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MembershipConfig {
-    /// Time between two rounds of gossip with up to three peers.
+    /// Time between two rounds of gossip with up to three peers, while there is news.
     pub gossip_interval: Duration,
-    /// How many mean heartbeat intervals a node may be silent before it is suspected. With the
-    /// defaults a dead node is suspected after 2 to 3 s in meshes of 3 to 5 nodes, and after 3 to
-    /// 5 s in one of 20 (measured in virtual time, without loss).
-    pub phi_threshold: f64,
-    /// The heartbeat interval assumed before there are samples.
-    pub initial_interval: Duration,
-    /// How long the state of a dead node is kept. Until half of this has passed it is still told
-    /// to others.
+    /// Bytes a second that a node may send in rounds while there is none, if `longest_rest` allows.
+    pub rest_rate: u32,
+    /// The longest time between two rounds that a node begins.
+    pub longest_rest: Duration,
+    /// How long a node may be silent before its heartbeats alone make it dead. Well before that a
+    /// watch finds out: see [`super::lookout`].
+    pub heartbeat_lasts: Duration,
+    /// How long the state of a node that is dead by its heartbeats is kept. Until half of this has
+    /// passed it is still told to others.
     pub dead_node_grace: Duration,
     /// Time between two readings of chitchat's state into the view.
     pub view_interval: Duration,
@@ -28,9 +29,10 @@ impl Default for MembershipConfig {
     fn default() -> Self {
         Self {
             gossip_interval: Duration::from_millis(500),
-            phi_threshold: 10.0,
-            initial_interval: Duration::from_millis(500),
-            dead_node_grace: Duration::from_secs(20 * 60),
+            rest_rate: 90,
+            longest_rest: Duration::from_secs(120),
+            heartbeat_lasts: Duration::from_secs(20 * 60),
+            dead_node_grace: Duration::from_secs(10 * 60),
             view_interval: Duration::from_millis(250),
             reconnect_interval: Duration::from_secs(2),
         }
@@ -47,14 +49,16 @@ impl MembershipConfig {
         let rules = [
             (self.gossip_interval >= ms(50), "gossip_interval must be 50 ms or more"),
             (self.gossip_interval <= ms(5_000), "gossip_interval must be 5 s or less"),
+            ((16..=1 << 20).contains(&self.rest_rate), "rest_rate must be from 16 B/s to 1 MiB/s"),
             (
-                (3.0..=30.0).contains(&self.phi_threshold),
-                "phi_threshold must be from 3 to 30: less suspects healthy nodes, more finds none",
+                self.longest_rest >= self.gossip_interval,
+                "longest_rest must be gossip_interval or more",
             ),
             (
-                self.initial_interval >= self.gossip_interval
-                    && self.initial_interval <= self.gossip_interval * 10,
-                "initial_interval must be from one to ten times gossip_interval",
+                self.heartbeat_lasts >= self.longest_rest * 8
+                    && self.heartbeat_lasts <= Duration::from_secs(3600),
+                "heartbeat_lasts must be 8 times longest_rest or more, and at most an hour: \
+                 heartbeats come by way of several nodes",
             ),
             (
                 self.dead_node_grace >= Duration::from_secs(60)
@@ -89,10 +93,11 @@ mod tests {
         let bad = [
             MembershipConfig { gossip_interval: ms(10), ..good },
             MembershipConfig { gossip_interval: ms(9_000), ..good },
-            MembershipConfig { phi_threshold: f64::NAN, ..good },
-            MembershipConfig { phi_threshold: 1.0, ..good },
-            MembershipConfig { initial_interval: ms(100), ..good },
-            MembershipConfig { initial_interval: ms(60_000), ..good },
+            MembershipConfig { rest_rate: 0, ..good },
+            MembershipConfig { longest_rest: ms(10), ..good },
+            MembershipConfig { longest_rest: ms(600_000), ..good },
+            MembershipConfig { heartbeat_lasts: ms(60_000), ..good },
+            MembershipConfig { heartbeat_lasts: ms(3_700_000), ..good },
             MembershipConfig { dead_node_grace: ms(1_000), ..good },
             MembershipConfig { dead_node_grace: Duration::from_secs(86_400), ..good },
             MembershipConfig { view_interval: ms(5_000), ..good },

@@ -111,6 +111,20 @@ impl Core {
         &self.contact.region
     }
 
+    /// Whether a run lives, as far as heartbeats and watches tell. One is over once a later start of
+    /// its store is known.
+    pub(super) fn lives(
+        &self,
+        run: &Sighting<'_>,
+        vouched: &Suspicions,
+        suspected: &Suspicions,
+    ) -> bool {
+        let id = (run.store, run.incarnation());
+        let known = self.view.nodes.get(&run.store).map(|member| member.incarnation);
+        let over = run.store != self.contact.store && known.is_some_and(|known| known > id.1);
+        (run.live || vouched.contains(&id)) && !suspected.contains(&id) && !over
+    }
+
     /// Takes a reading of all that the pools hold.
     pub(super) fn read(&mut self, now: BootTime, sights: &Sights<'_>) -> Outcome {
         let between = sights.between.unwrap_or_default();

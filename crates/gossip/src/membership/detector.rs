@@ -64,6 +64,9 @@ pub(super) struct WatchConfig {
     pub(super) agreement: Duration,
     /// After how long a silent neighbour is suspected by this node for itself, if none agrees.
     pub(super) alone: Duration,
+    /// How long nobody at all must be unheard before this node takes itself to be cut off. Not
+    /// stretched: that all others are silent is no matter of how fast this node is.
+    pub(super) cut_off: Duration,
 }
 
 impl Default for WatchConfig {
@@ -78,7 +81,16 @@ impl Default for WatchConfig {
             silence: ms(2_000),
             agreement: ms(1_000),
             alone: ms(4_000),
+            cut_off: ms(6_000),
         }
+    }
+}
+
+impl WatchConfig {
+    /// For bridges: few, of whom those of one region may all be lost at once. More of them watch
+    /// each, so that some of other regions do.
+    pub(super) fn of_bridges() -> Self {
+        Self { reach: 4, ..Self::default() }
     }
 }
 

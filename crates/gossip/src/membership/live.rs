@@ -136,11 +136,14 @@ impl Mesh {
             Arc::clone(&clock),
         )
         .expect("starts");
+        let (lookout, (kind, watch)) =
+            lookout(Scope::Region, membership.clone(), control.wire(), Arc::clone(&clock), 1);
         let keeper = Doorkeeper::new(identity.clone(), Arc::<Map>::clone(&map), map, clock);
         let control = handlers
             .into_iter()
             .fold(control, |control, (kind, handler)| control.handle(kind, handler));
-        let control = control.joiners(Arc::new(keeper));
+        let control = control.handle(kind, watch).joiners(Arc::new(keeper));
+        self.tasks.spawn(lookout.run(CancellationToken::new()));
         self.tasks.spawn(control.run(CancellationToken::new()));
         let running = membership.clone();
         self.tasks.spawn(async move {

@@ -1,7 +1,7 @@
 //! The failure detector at work: the shell that owns a [`Watch`], brings it what the wire and the
 //! view tell, and does what it says. It decides nothing, and never waits for a peer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::detector::{Command, Event, Message, Report, Verdict, Watch, WatchConfig};
-use super::{Liveness, Membership, Suspicions, View};
+use super::{Liveness, Membership, Verdicts, View};
 use crate::control::{Handler, Kind, Quiet, Wire};
 
 /// The most messages that wait for the watch; what does not fit is dropped.
@@ -28,8 +28,35 @@ const MAX_PROBES: usize = 32;
 /// The longest time between two looks at the clock.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// The failure detector of this node among the members of its region. Build it with [`lookout`].
+/// Whom a lookout watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The members of this node's region.
+    Region = 0,
+    /// The bridges of all regions, while this node is one.
+    Bridges = 1,
+}
+
+impl Scope {
+    fn config(self) -> WatchConfig {
+        match self {
+            Self::Region => WatchConfig::default(),
+            Self::Bridges => WatchConfig::of_bridges(),
+        }
+    }
+
+    /// The kind of its messages.
+    const fn kind(self) -> Kind {
+        match self {
+            Self::Region => Kind::Watch,
+            Self::Bridges => Kind::BridgeWatch,
+        }
+    }
+}
+
+/// A failure detector of this node. Build it with [`lookout`].
 pub struct Lookout {
+    scope: Scope,
     membership: Membership,
     wire: Arc<dyn Wire>,
     clock: Arc<dyn Clock>,
@@ -45,19 +72,21 @@ struct Ear {
     refused: Quiet,
 }
 
-/// A lookout that tells this membership whom it suspects, and the handler of its messages
-/// ([`Kind::Watch`]). The seed decides its jitter. Nothing is sent before [`Lookout::run`].
+/// A lookout that tells this membership whom it suspects, and the handler of its messages with
+/// their kind. The seed decides its jitter. Nothing is sent before [`Lookout::run`].
 #[must_use]
 pub fn lookout(
+    scope: Scope,
     membership: Membership,
     wire: Arc<dyn Wire>,
     clock: Arc<dyn Clock>,
     seed: u64,
-) -> (Lookout, Arc<dyn Handler>) {
+) -> (Lookout, (Kind, Arc<dyn Handler>)) {
     let (sender, inbox) = mpsc::channel(MAX_WAITING);
     let ear = Ear { clock: Arc::clone(&clock), inbox: sender, refused: Quiet::default() };
     let noted = Quiet::default();
-    (Lookout { membership, wire, clock, seed, inbox, noted }, Arc::new(ear))
+    let lookout = Lookout { scope, membership, wire, clock, seed, inbox, noted };
+    (lookout, (scope.kind(), Arc::new(ear)))
 }
 
 #[async_trait]
@@ -83,11 +112,12 @@ impl Lookout {
     /// Watches until told to shut down.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut view = self.membership.view();
-        let me = self.wire.local();
-        let (incarnation, members) = members_of(me, &mut view);
-        let mut watch = Watch::new(me, incarnation, WatchConfig::default(), self.seed);
+        let mut bridges = self.membership.bridges();
+        let (me, kind) = (self.wire.local(), self.scope.kind());
+        let own = view.borrow().nodes.get(&me).map(|member| member.incarnation);
+        let mut watch = Watch::new(me, own.unwrap_or_default(), self.scope.config(), self.seed);
         let mut probes = JoinSet::new();
-        let mut members = Some(members);
+        let mut members = Some(self.members(&mut view, &mut bridges));
         loop {
             let event = match members.take() {
                 Some(members) => Event::Members(members),
@@ -98,7 +128,12 @@ impl Lookout {
                         Some((from, message)) = self.inbox.recv() => {
                             Event::Message { from, message }
                         }
-                        Ok(()) = view.changed() => Event::Members(members_of(me, &mut view).1),
+                        Ok(()) = view.changed() => {
+                            Event::Members(self.members(&mut view, &mut bridges))
+                        }
+                        Ok(()) = bridges.changed() => {
+                            Event::Members(self.members(&mut view, &mut bridges))
+                        }
                         Some(ended) = probes.join_next(), if !probes.is_empty() => match ended {
                             Ok((store, refused)) => Event::Probed { store, refused },
                             Err(error) => {
@@ -110,11 +145,14 @@ impl Lookout {
                     }
                 }
             };
-            let mut changed = false;
+            if self.scope == Scope::Bridges && matches!(event, Event::Members(_)) {
+                watch.set_near(mates(me, &view.borrow()));
+            }
+            let mut changed = matches!(event, Event::Members(_) | Event::Message { .. });
             for command in watch.step(self.clock.boot(), event) {
                 match command {
                     Command::Send { to, message } => {
-                        self.wire.send(to, Kind::Watch, message.encode().into());
+                        self.wire.send(to, kind, message.encode().into());
                     }
                     Command::Probe { store } if probes.len() < MAX_PROBES => {
                         let wire = Arc::clone(&self.wire);
@@ -128,9 +166,45 @@ impl Lookout {
                 }
             }
             if changed {
-                self.membership.suspect(suspected(me, &watch, &view.borrow()));
+                self.membership.judge(self.scope, self.verdicts(&watch, &view.borrow()));
             }
         }
+    }
+
+    /// Those that it watches, by their run.
+    fn members(
+        &self,
+        view: &mut watch::Receiver<Arc<View>>,
+        bridges: &mut watch::Receiver<BTreeMap<StoreId, Incarnation>>,
+    ) -> BTreeMap<StoreId, Incarnation> {
+        let (view, bridges) = (view.borrow_and_update(), bridges.borrow_and_update());
+        if self.scope == Scope::Bridges {
+            return bridges.clone();
+        }
+        let region = view.nodes.get(&self.wire.local()).map(|member| &member.facts.region);
+        let watched = |member: &super::Member| {
+            member.liveness != Liveness::Left && Some(&member.facts.region) == region
+        };
+        let members = view.nodes.iter().filter(|(_, member)| watched(member));
+        members.map(|(store, member)| (*store, member.incarnation)).collect()
+    }
+
+    /// What the watch says of others. Of this node's region the region's own watch says it.
+    fn verdicts(&self, watch: &Watch, view: &View) -> Verdicts {
+        let me = self.wire.local();
+        let mates = mates(me, view);
+        let mut verdicts = Verdicts::default();
+        for (store, run, verdict) in watch.verdicts() {
+            if store == me || (self.scope == Scope::Bridges && mates.contains(&store)) {
+                continue;
+            }
+            match verdict {
+                Verdict::Dead => drop(verdicts.suspected.insert((store, run))),
+                Verdict::Alive => drop(verdicts.vouched.insert((store, run))),
+                Verdict::Unknown => {}
+            }
+        }
+        verdicts
     }
 
     /// Says why a member is suspected; that it is, the events of membership say.
@@ -157,27 +231,12 @@ impl Lookout {
     }
 }
 
-/// This node's run, and the members of its region that have not said that they stop.
-fn members_of(
-    me: StoreId,
-    view: &mut watch::Receiver<Arc<View>>,
-) -> (Incarnation, BTreeMap<StoreId, Incarnation>) {
-    let view = view.borrow_and_update();
-    let own = view.nodes.get(&me);
-    let region = own.map(|member| &member.facts.region);
-    let watched = |member: &super::Member| {
-        member.liveness != Liveness::Left && Some(&member.facts.region) == region
-    };
-    let members = view.nodes.iter().filter(|(_, member)| watched(member));
-    let runs = members.map(|(store, member)| (*store, member.incarnation)).collect();
-    (own.map(|member| member.incarnation).unwrap_or_default(), runs)
-}
-
-/// The runs that the watch suspects.
-fn suspected(me: StoreId, watch: &Watch, view: &View) -> Suspicions {
-    let runs = view.nodes.iter().map(|(store, member)| (*store, member.incarnation));
-    runs.filter(|(store, run)| *store != me && watch.verdict(*store, *run) == Verdict::Dead)
-        .collect()
+/// The members of this node's region.
+fn mates(me: StoreId, view: &View) -> BTreeSet<StoreId> {
+    let region = view.nodes.get(&me).map(|member| &member.facts.region);
+    let nodes = view.nodes.iter();
+    let mates = nodes.filter(|(_, member)| Some(&member.facts.region) == region);
+    mates.map(|(store, _)| *store).collect()
 }
 
 #[cfg(test)]

@@ -1,16 +1,17 @@
 //! One chitchat pool, as membership uses it: started, read, spoken in, left. It decides nothing.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chitchat::{ChitchatConfig, ChitchatHandle, FailureDetectorConfig, spawn_chitchat};
-use flocker_base::{ClusterId, Name, StoreId};
+use flocker_base::{BootTime, ClusterId, Name, StoreId};
 use tokio::time::timeout;
 
+use super::pace::Pace;
 use super::roll::Sighting;
 use super::transport::{Inlet, Outlet};
-use super::{KEY_LEFT, MembershipConfig, MembershipError, chat_id};
+use super::{KEY_LEFT, KEY_LOAD, KEY_ROOT, MembershipConfig, MembershipError, Suspicions, chat_id};
 use crate::control::Wire;
 
 /// How long chitchat may take to end when asked to.
@@ -22,6 +23,18 @@ const FAREWELL: Duration = Duration::from_millis(300);
 
 /// How many peers are told at once of something new.
 const NUDGES: usize = 2;
+
+/// How many mean intervals between heartbeats make a node dead, and how many of those intervals
+/// chitchat takes to be `initial_interval`, beside the one that it remembers here.
+const PHI: f64 = 10.0;
+const PRIORS: f64 = 5.0;
+
+/// Chitchat's own judgement of who lives. It remembers one interval beside five that it assumes, so
+/// that many heartbeats in a moment do not make it expect the next in a moment too.
+fn heartbeats(config: &MembershipConfig) -> FailureDetectorConfig {
+    let assumed = config.heartbeat_lasts.mul_f64((PRIORS + 1.0) / (PHI * PRIORS));
+    FailureDetectorConfig::new(PHI, 1, config.heartbeat_lasts, assumed, config.dead_node_grace)
+}
 
 /// The id of a region's pool, or of the pool between regions: a message of one is refused in
 /// another. Short, since every round's first message carries it.
@@ -39,6 +52,9 @@ pub(super) struct Pool {
     me: StoreId,
     chat: ChitchatHandle,
     inlet: Arc<Inlet>,
+    pace: Arc<Mutex<Pace>>,
+    /// Peers that seem alive. A set's order: not the same ones first in each.
+    living: Mutex<HashSet<StoreId>>,
 }
 
 impl Pool {
@@ -52,6 +68,7 @@ impl Pool {
     ) -> Result<Self, MembershipError> {
         let me = wire.local();
         let id = chat_id::of(me, generation);
+        let pace = Arc::new(Mutex::new(Pace::new(inlet.clock().boot(), config, generation)));
         let config = ChitchatConfig {
             listen_addr: id.gossip_advertise_addr,
             chitchat_id: id,
@@ -59,22 +76,17 @@ impl Pool {
             gossip_interval: config.gossip_interval,
             // Whom to begin with is the scout's affair: it knows who is of which pool.
             seed_nodes: Vec::new(),
-            failure_detector_config: FailureDetectorConfig::new(
-                config.phi_threshold,
-                200,
-                Duration::from_secs(10),
-                config.initial_interval,
-                config.dead_node_grace,
-            ),
+            failure_detector_config: heartbeats(config),
             marked_for_deletion_grace_period: Duration::from_secs(20 * 60),
             catchup_callback: None,
             extra_liveness_predicate: None,
         };
-        let outlet = Outlet::new(Arc::clone(wire), inlet.kind(), inlet.open(generation));
+        let outlet =
+            Outlet::new(Arc::clone(wire), inlet, inlet.open(generation), Arc::clone(&pace));
         let chat = spawn_chitchat(config, values.into_iter().collect(), &outlet)
             .await
             .map_err(|error| MembershipError::Start(format!("{error:#}")))?;
-        Ok(Self { me, chat, inlet: Arc::clone(inlet) })
+        Ok(Self { me, chat, inlet: Arc::clone(inlet), pace, living: Mutex::default() })
     }
 
     /// Why the pool ended, once it has. It does so by itself only if something is wrong. Cancel
@@ -96,32 +108,48 @@ impl Pool {
     /// Says these values, and tells a few peers at once if any is new.
     pub(super) async fn say(&self, values: impl IntoIterator<Item = (String, String)>) {
         let mut chitchat = self.lock().await;
-        let before = chitchat.self_node_state().max_version();
+        let mut urgent = false;
         for (key, value) in values {
+            let before = chitchat.self_node_state().max_version();
+            let can_wait = [KEY_ROOT, KEY_LOAD].contains(&key.as_str());
             chitchat.self_node_state().set(key, value);
+            urgent |= !can_wait && chitchat.self_node_state().max_version() != before;
         }
-        if chitchat.self_node_state().max_version() != before {
-            let peers = self.live(&chitchat);
+        if urgent {
+            self.pace().heat(self.inlet.clock().boot());
             drop(chitchat);
-            for peer in peers.into_iter().take(NUDGES) {
+            for peer in self.living().into_iter().take(NUDGES) {
                 self.gossip(peer);
             }
         }
     }
 
+    /// Takes a look at what the pool holds, for how often it is to gossip.
+    pub(super) fn note(
+        &self,
+        now: BootTime,
+        states: &[Sighting<'_>],
+        vouched: &Suspicions,
+        suspected: &Suspicions,
+    ) {
+        self.pace().note(now, states, vouched, suspected);
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Exchanges news with this node. Gossip that has ended does nothing; that is noticed elsewhere.
     pub(super) fn gossip(&self, with: StoreId) {
+        self.pace().want(with);
         let _ = self.chat.gossip(chat_id::address(with));
     }
 
     /// Says that this node leaves the pool, and how, to a few peers at once; the others learn it
     /// from them.
     pub(super) async fn bid_farewell(&self, how: &str) {
-        let peers = {
-            let mut chitchat = self.lock().await;
-            chitchat.self_node_state().set(KEY_LEFT, how);
-            self.live(&chitchat)
-        };
+        self.lock().await.self_node_state().set(KEY_LEFT, how);
+        let peers = self.living();
         if peers.is_empty() {
             return;
         }
@@ -141,16 +169,21 @@ impl Pool {
         }
     }
 
-    /// Peers that seem alive. A set's order: not the same ones each time.
-    fn live(&self, chitchat: &chitchat::Chitchat) -> Vec<StoreId> {
-        let ids = chitchat.live_nodes().filter_map(chat_id::parse).map(|(store, _)| store);
-        ids.filter(|store| *store != self.me).collect()
+    /// Takes which of the pool's states are alive, all told.
+    pub(super) fn keep_living(&self, states: &[Sighting<'_>]) {
+        let living = states.iter().filter(|run| run.live && !run.is_leaving());
+        let living = living.map(|run| run.store).filter(|store| *store != self.me).collect();
+        *self.living.lock().unwrap_or_else(PoisonError::into_inner) = living;
+    }
+
+    fn living(&self) -> HashSet<StoreId> {
+        self.living.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 /// The states that a pool holds.
 pub(super) fn sightings(chitchat: &chitchat::Chitchat) -> Vec<Sighting<'_>> {
-    let live: std::collections::HashSet<_> = chitchat.live_nodes().collect();
+    let live: HashSet<_> = chitchat.live_nodes().collect();
     let states = chitchat.node_states().iter().filter_map(|(id, state)| {
         let (store, generation) = chat_id::parse(id)?;
         Some(Sighting {

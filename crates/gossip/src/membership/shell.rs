@@ -1,12 +1,13 @@
 //! Runs membership: waits for ticks, answers and wishes, asks the core, and does what it says. It
 //! decides nothing about nodes.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flocker_base::StoreId;
+use flocker_base::{Incarnation, StoreId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
@@ -15,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::core::{Command, Core, Sights};
 use super::guard::StateId;
 use super::pool::{Pool, sightings};
+use super::roll::Sighting;
 use super::roster::RegionId;
 use super::roster::message::{Request, encode};
-use super::{ALARM_STATES, Inner, MAX_STATES, MembershipError, STEPPED_DOWN, STOPPED};
+use super::{ALARM_STATES, Inner, MAX_STATES, MembershipError, STEPPED_DOWN, STOPPED, Verdicts};
 use crate::addresses::AddressError;
 use crate::control::{Handler, Kind};
 use crate::join::KnownNode;
@@ -110,7 +112,7 @@ impl<'a> Shell<'a> {
         let mut reaching = interval(inner.config.reconnect_interval);
         reaching.set_missed_tick_behavior(MissedTickBehavior::Delay);
         reaching.reset();
-        let mut suspicions = inner.suspicions.subscribe();
+        let mut verdicts = inner.verdicts.subscribe();
         let ended = self.region.ended();
         tokio::pin!(ended);
         loop {
@@ -126,7 +128,7 @@ impl<'a> Shell<'a> {
                 why = between_ended => self.fall_out(&why).await,
                 () = inner.announcement.notified() => self.announce().await,
                 _ = reading.tick() => self.read().await?,
-                Ok(()) = suspicions.changed() => self.read().await?,
+                Ok(()) = verdicts.changed() => self.read().await?,
                 _ = reaching.tick() => {
                     self.stores = inner.stores();
                     let commands = self.core.reach(&self.stores);
@@ -176,8 +178,19 @@ impl<'a> Shell<'a> {
                 Some((pool, _)) => Some(pool.lock().await),
                 None => None,
             };
-            let (region, between) = (sightings(&region), between.as_deref().map(sightings));
-            let suspected = inner.suspicions.borrow();
+            let (mut region, mut between) = (sightings(&region), between.as_deref().map(sightings));
+            let Verdicts { suspected, vouched } = inner.verdicts_now();
+            self.region.note(now, &region, &vouched, &suspected);
+            if let (Some((pool, _)), Some(between)) = (&self.between, &between) {
+                pool.note(now, between, &vouched, &suspected);
+            }
+            for run in region.iter_mut().chain(between.iter_mut().flatten()) {
+                run.live = self.core.lives(run, &vouched, &suspected);
+            }
+            self.region.keep_living(&region);
+            if let (Some((pool, _)), Some(between)) = (&self.between, &between) {
+                pool.keep_living(between);
+            }
             let sights = Sights {
                 region: &region,
                 between: between.as_deref(),
@@ -185,9 +198,9 @@ impl<'a> Shell<'a> {
                 stores: &self.stores,
             };
             let outcome = self.core.read(now, &sights);
-            (outcome, ids(&region), between.as_deref().map(ids))
+            (outcome, ids(&region), between.as_deref().map(|runs| (ids(runs), bridges(runs))))
         };
-        let most = held.len().max(held_between.as_ref().map_or(0, Vec::len));
+        let most = held.len().max(held_between.as_ref().map_or(0, |(held, _)| held.len()));
         if let Some(states) = self.core.roll.alarm(now, most) {
             tracing::warn!(
                 states,
@@ -199,9 +212,16 @@ impl<'a> Shell<'a> {
             );
         }
         self.region.inlet().keep(&held);
-        if let (Some((pool, _)), Some(held)) = (&self.between, held_between) {
+        let mut bridges = BTreeMap::new();
+        if let (Some((pool, _)), Some((held, seen))) = (&self.between, held_between) {
             pool.inlet().keep(&held);
+            bridges = seen;
         }
+        inner.bridges.send_if_modified(|before| {
+            let changed = *before != bridges;
+            *before = bridges;
+            changed
+        });
         self.note(outcome.changes.reached).await?;
         if let Some(view) = outcome.changes.view {
             inner.view.send_replace(view);
@@ -343,6 +363,19 @@ impl<'a> Shell<'a> {
     }
 }
 
-fn ids(sightings: &[super::roll::Sighting<'_>]) -> Vec<StateId> {
+fn ids(sightings: &[Sighting<'_>]) -> Vec<StateId> {
     sightings.iter().map(|s| (s.store, s.generation)).collect()
+}
+
+/// The bridges that have not said that they leave, by their latest run.
+fn bridges(sightings: &[Sighting<'_>]) -> BTreeMap<StoreId, Incarnation> {
+    let mut newest: BTreeMap<StoreId, &Sighting<'_>> = BTreeMap::new();
+    for run in sightings {
+        let known = newest.entry(run.store).or_insert(run);
+        if known.generation < run.generation {
+            *known = run;
+        }
+    }
+    let stay = newest.into_iter().filter(|(_, run)| !run.is_leaving());
+    stay.map(|(store, run)| (store, run.incarnation())).collect()
 }

@@ -16,7 +16,7 @@ const VERSION: u8 = 1;
 const REMEMBERED: usize = 176;
 
 /// For how long a start counts: as long as its state stays.
-const COUNTED: Duration = Duration::from_secs(20 * 60);
+const COUNTED: Duration = Duration::from_secs(30 * 60);
 
 /// Starts within that time that are not held back: more than any repair by hand needs, and so few
 /// that several nodes that do nothing else leave room in a pool.

@@ -60,6 +60,9 @@ struct Mesh {
     clock: Arc<dyn Clock>,
     config: MembershipConfig,
     tasks: JoinSet<(StoreId, Result<(), MembershipError>)>,
+    watches: JoinSet<()>,
+    /// Whether its nodes watch each other.
+    watchful: bool,
 }
 
 struct Node {
@@ -77,7 +80,8 @@ impl Mesh {
     fn new() -> Self {
         let clock = Arc::new(VirtualClock(Instant::now()));
         let config = MembershipConfig::default();
-        Self { net: MemoryNet::new(), clock, config, tasks: JoinSet::new() }
+        let (tasks, watches) = (JoinSet::new(), JoinSet::new());
+        Self { net: MemoryNet::new(), clock, config, tasks, watches, watchful: true }
     }
 
     fn book() -> AddressBookStore {
@@ -126,15 +130,29 @@ impl Mesh {
         for (kind, handler) in handlers {
             self.net.handle(store, kind, handler);
         }
+        let (shutdown, kill) = (CancellationToken::new(), CancellationToken::new());
+        for scope in [Scope::Region, Scope::Bridges].into_iter().filter(|_| self.watchful) {
+            let (wire, clock) = (self.net.node(store), Arc::clone(&self.clock));
+            let (lookout, (kind, handler)) =
+                lookout(scope, membership.clone(), wire, clock, id.into());
+            self.net.handle(store, kind, handler);
+            let (shutdown, kill) = (shutdown.clone(), kill.clone());
+            self.watches.spawn(async move {
+                tokio::select! {
+                    () = lookout.run(shutdown) => {}
+                    () = kill.cancelled() => {}
+                }
+            });
+        }
         let node = Node {
             store,
             number: id,
             start,
             region: region.to_owned(),
-            kill: CancellationToken::new(),
+            kill,
             membership,
             book,
-            shutdown: CancellationToken::new(),
+            shutdown,
         };
         self.run(&node);
         node
@@ -348,17 +366,19 @@ async fn a_node_that_stops_as_asked_has_left_at_once_and_is_never_suspected() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_watch_suspects_is_suspected_at_once_until_it_takes_it_back() {
-    let mut mesh = Mesh::new();
+    let mut mesh = Mesh { watchful: false, ..Mesh::new() };
     let nodes = mesh.start_all(3);
     mesh.settled(&nodes).await;
     let mut events = nodes[0].membership.events();
-    nodes[0].membership.suspect([(store(2), Incarnation(1)), (store(3), Incarnation(7))].into());
+    let suspected = [(store(2), Incarnation(1)), (store(3), Incarnation(7))].into();
+    let verdicts = Verdicts { suspected, ..Verdicts::default() };
+    nodes[0].membership.judge(Scope::Bridges, verdicts);
     let took = nodes[0]
         .wait("suspected", 1, |v| liveness_of(v, &nodes[1]) == Some(Liveness::Suspected))
         .await;
     assert!(took < Duration::from_millis(10), "{took:?}");
     assert_eq!(nodes[0].sees(&nodes[2]).expect("seen").liveness, Liveness::Live, "another run");
-    nodes[0].membership.suspect(Suspicions::new());
+    nodes[0].membership.judge(Scope::Bridges, Verdicts::default());
     nodes[0].wait("live", 1, |v| liveness_of(v, &nodes[1]) == Some(Liveness::Live)).await;
     let told: Vec<_> = std::iter::from_fn(|| events.try_recv().ok()).map(|e| e.kind).collect();
     assert_eq!(told, [EventKind::Suspected, EventKind::Returned]);

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use super::chat_id;
 use super::guard::{Guard, Reject, StateId};
+use super::pace::Pace;
 use crate::control::{Handler, Kind, Wire};
 
 /// The most messages that wait for chitchat, and the most bytes in them.
@@ -95,8 +96,8 @@ impl Inlet {
         Self { kind, pool, clock, guard, inbox: Mutex::default(), refused: Mutex::default() }
     }
 
-    pub(super) const fn kind(&self) -> Kind {
-        self.kind
+    pub(super) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
     }
 
     pub(super) fn pool(&self) -> &str {
@@ -187,24 +188,40 @@ impl Handler for Inlet {
     }
 }
 
-/// What chitchat opens: the way out over the wire, and the inbox.
+/// What chitchat opens: the way out over the wire, at the pool's pace, and the inbox.
+#[derive(Clone)]
 pub(super) struct Outlet {
     wire: Arc<dyn Wire>,
     kind: Kind,
+    clock: Arc<dyn Clock>,
     inbox: Arc<Inbox>,
+    pace: Arc<Mutex<Pace>>,
 }
 
 impl Outlet {
-    pub(super) fn new(wire: Arc<dyn Wire>, kind: Kind, inbox: Arc<Inbox>) -> Self {
-        Self { wire, kind, inbox }
+    pub(super) fn new(
+        wire: Arc<dyn Wire>,
+        inlet: &Inlet,
+        inbox: Arc<Inbox>,
+        pace: Arc<Mutex<Pace>>,
+    ) -> Self {
+        Self { wire, kind: inlet.kind, clock: Arc::clone(&inlet.clock), inbox, pace }
+    }
+
+    /// Whether a message goes out now. Only the first of an exchange may be left out.
+    fn is_due(&self, to: StoreId, message: &ChitchatMessage) -> bool {
+        if !matches!(message, ChitchatMessage::Syn { .. }) {
+            return true;
+        }
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.begins(self.clock.boot(), to, message.serialized_len())
     }
 }
 
 #[async_trait]
 impl Transport for Outlet {
     async fn open(&self, _listen_addr: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
-        let (wire, inbox) = (Arc::clone(&self.wire), Arc::clone(&self.inbox));
-        Ok(Box::new(Self { wire, kind: self.kind, inbox }))
+        Ok(Box::new(self.clone()))
     }
 }
 
@@ -212,6 +229,9 @@ impl Transport for Outlet {
 impl Socket for Outlet {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
         let Some(store) = chat_id::store(to) else { return Ok(()) };
+        if !self.is_due(store, &message) {
+            return Ok(());
+        }
         let bytes = message.serialize_to_vec();
         if bytes.len() > self.kind.max_frame() {
             tracing::error!(

@@ -48,6 +48,12 @@ pub(in crate::membership) struct Watch {
     neighbours: BTreeMap<StoreId, Neighbour>,
     /// Members that this node does not hear and that nobody convicted.
     unheard: BTreeSet<StoreId>,
+    /// Members whom this node may hear when it is cut off from all others.
+    near: BTreeSet<StoreId>,
+    /// When this node last heard anyone else.
+    heard: BootTime,
+    /// Whether it has not heard anyone else for so long that it must be cut off from them all.
+    cut_off: bool,
     /// Convictions that this node has reason to doubt, until when their subject may refute them.
     doubted: BTreeMap<StoreId, (Item, BootTime)>,
     /// When a member's last refutation came.
@@ -82,6 +88,9 @@ impl Watch {
             round: 0,
             neighbours: BTreeMap::new(),
             unheard: BTreeSet::new(),
+            near: BTreeSet::new(),
+            heard: BootTime::ZERO,
+            cut_off: false,
             doubted: BTreeMap::new(),
             refutations: BTreeMap::new(),
             distrusted: BTreeMap::new(),
@@ -105,10 +114,25 @@ impl Watch {
         store: StoreId,
         incarnation: Incarnation,
     ) -> Verdict {
+        let cut = self.cut_off && !self.near.contains(&store);
+        let unheard = cut || self.unheard.contains(&store);
         match self.news.verdict(store, incarnation) {
-            Verdict::Alive | Verdict::Unknown if self.unheard.contains(&store) => Verdict::Dead,
+            Verdict::Alive | Verdict::Unknown if unheard && store != self.me => Verdict::Dead,
             other => other,
         }
+    }
+
+    /// Says whom this node may hear when it is cut off from all others.
+    pub(in crate::membership) fn set_near(&mut self, near: BTreeSet<StoreId>) {
+        self.near = near;
+    }
+
+    /// What it holds of every member.
+    pub(in crate::membership) fn verdicts(
+        &self,
+    ) -> impl Iterator<Item = (StoreId, Incarnation, Verdict)> {
+        let members = self.news.members().iter();
+        members.map(|(store, run)| (*store, *run, self.verdict(*store, *run)))
     }
 
     /// Takes an event and says what is to be done.
@@ -142,6 +166,7 @@ impl Watch {
             for (_, until) in self.doubted.values_mut() {
                 *until = *until + late;
             }
+            self.heard = (self.heard + late).min(now);
         }
     }
 
@@ -202,6 +227,7 @@ impl Watch {
         for store in silent {
             self.judge(now, store);
         }
+        self.notice_cut(now);
         let believed: Vec<Item> =
             self.doubted.values().filter(|(_, until)| *until <= now).map(|(i, _)| *i).collect();
         for item in believed {
@@ -273,6 +299,17 @@ impl Watch {
             self.commands.push(Command::Report(Report::Unheard { store }));
             self.commands.push(Command::Changed);
             self.reshape(now);
+        }
+    }
+
+    /// All others are as good as dead to a node that hears none of them.
+    fn notice_cut(&mut self, now: BootTime) {
+        let mut others = self.neighbours.iter().filter(|(store, _)| !self.near.contains(store));
+        let misses = |n: &Neighbour| n.waiting.as_ref().is_some_and(|w| w.misses > 1);
+        let all = others.next().is_some_and(|(_, n)| misses(n)) && others.all(|(_, n)| misses(n));
+        let long = now.saturating_since(self.heard) >= self.config.cut_off;
+        if all && long && !std::mem::replace(&mut self.cut_off, true) {
+            self.commands.push(Command::Changed);
         }
     }
 

@@ -75,7 +75,8 @@ impl Mesh {
         )
         .expect("starts");
         let clock = Arc::clone(&self.clock);
-        let (lookout, handler) = lookout(membership.clone(), wire, clock, id.into());
+        let (lookout, (_, handler)) =
+            lookout(Scope::Region, membership.clone(), wire, clock, id.into());
         for (kind, handler) in members {
             self.net.handle(me, kind, handler);
         }

@@ -147,6 +147,12 @@ async fn a_node_that_starts_over_and_over_does_not_fill_the_pool() {
     let start = last.expect("some") + 1;
     let wait = starts::note(&database, mesh.clock.wall()).expect("noted");
     let node = mesh.start_after(wait, "eu", 9, start, &[1], Mesh::book());
-    nodes[2].wait("seen", 90, |v| liveness_of(v, &node) == Some(Liveness::Live)).await;
-    assert_eq!(nodes[2].sees(&node).expect("seen").incarnation, Incarnation(start));
+    nodes[2]
+        .wait("seen", 90, |v| {
+            let member = v.nodes.get(&node.store);
+            member.is_some_and(|m| {
+                m.liveness == Liveness::Live && m.incarnation == Incarnation(start)
+            })
+        })
+        .await;
 }

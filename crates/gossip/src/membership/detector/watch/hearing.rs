@@ -41,6 +41,12 @@ impl Watch {
 
     /// The sender lives.
     fn hear(&mut self, now: BootTime, from: StoreId) {
+        if !self.near.contains(&from) {
+            self.heard = now;
+            if std::mem::replace(&mut self.cut_off, false) {
+                self.commands.push(Command::Changed);
+            }
+        }
         let next = now + self.period();
         if let Some(neighbour) = self.neighbours.get_mut(&from) {
             let owed = neighbour.waiting.is_some();
