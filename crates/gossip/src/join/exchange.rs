@@ -134,12 +134,23 @@ pub(super) struct Claim<'a> {
 impl Request {
     /// The message, proven with this secret for this TLS session.
     pub(super) fn encode(&self, secret: &[u8; 32], exporter: &[u8; 32]) -> Option<Vec<u8>> {
+        self.encode_in(VERSION_EXTRAS, secret, exporter)
+    }
+
+    /// The message in a version, of which the first has no extras.
+    pub(super) fn encode_in(
+        &self,
+        version: u8,
+        secret: &[u8; 32],
+        exporter: &[u8; 32],
+    ) -> Option<Vec<u8>> {
         let takes = u8::from(self.takes.name) | u8::from(self.takes.region) << 1;
-        let (version, body) = if takes == 0 {
-            (VERSION, postcard::to_stdvec(self).ok()?)
+        let extras: Vec<Extra> =
+            if takes == 0 { Vec::new() } else { vec![(asks::TAKES, vec![takes])] };
+        let body = if version == VERSION_EXTRAS {
+            postcard::to_stdvec(&(self, extras)).ok()?
         } else {
-            let extras: Vec<Extra> = vec![(asks::TAKES, vec![takes])];
-            (VERSION_EXTRAS, postcard::to_stdvec(&(self, extras)).ok()?)
+            postcard::to_stdvec(self).ok()?
         };
         let mut message = Vec::with_capacity(1 + PROOF_LEN + body.len());
         message.push(version);

@@ -416,7 +416,7 @@ async fn a_node_that_could_not_be_recorded_is_not_admitted() {
 
 #[test]
 fn the_wire_forms_are_fixed() {
-    let message = message(|_| ());
+    let older = request().encode_in(1, &SECRET, &EXPORTER).expect("encodes");
     let mut body = vec![16];
     body.extend([3; 16]);
     body.push(16);
@@ -427,10 +427,13 @@ fn the_wire_forms_are_fixed() {
     body.extend([0, 10, 0, 0, 1]);
     body.extend([0xac, 0x23]);
     body.extend([3, 1, 2, 3]);
-    assert_eq!(message[0], 1);
-    assert_eq!(message[33..], body);
+    assert_eq!(older[0], 1);
+    assert_eq!(older[33..], body);
+    let newer = message(|_| ());
+    assert_eq!(newer[0], 2);
+    assert_eq!(newer[33..], [body.as_slice(), &[0]].concat(), "and no extras");
     assert_eq!(
-        data_encoding::HEXLOWER.encode(&message[1..33]),
+        data_encoding::HEXLOWER.encode(&older[1..33]),
         "7ac87c08cb258c1c333ba4ca6de92def4fc18c4008549b90296a3fbdf6e59d8d",
         "the proof is HMAC-SHA256 (RFC 2104) of 'flocker join v1', exporter and body"
     );

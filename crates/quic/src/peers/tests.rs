@@ -261,7 +261,7 @@ async fn a_peer_that_answers_nothing_is_dropped_and_an_idle_connection_is_kept()
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(!connection.is_closed(), "{}", log.text());
     // Its port stays open, and nobody reads there.
-    let (wake, asleep) = std::sync::mpsc::channel::<()>();
+    let (wake, asleep) = std::sync::mpsc::sync_channel::<()>(0);
     runtime.spawn(async move { assert!(asleep.recv().is_err(), "woken by the end of the test") });
     say_something(&connection).await;
     within(connection.closed()).await;

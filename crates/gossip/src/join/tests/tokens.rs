@@ -130,10 +130,16 @@ async fn a_blocked_token_is_shown_as_blocked_here() {
 #[tokio::test]
 async fn version_two_says_what_was_recorded_and_where_to_try() {
     let first = desk(limited(99, 1));
-    let reply = first.keeper.on_join(remote(1), EXPORTER, Bytes::from(takes(true, true))).await;
-    let answer = Answer::decode(&reply).expect("decodes");
-    assert_eq!(answer.try_at.len(), 8);
-    assert!(matches!(answer.reply, Reply::Refused(_)));
+    // Also to a node that takes nothing from the token.
+    for asked in [takes(true, true), message(|_| ())] {
+        let reply = first.keeper.on_join(remote(1), EXPORTER, Bytes::from(asked)).await;
+        let answer = Answer::decode(&reply).expect("decodes");
+        assert_eq!(answer.try_at.len(), 8);
+        assert!(matches!(answer.reply, Reply::Refused(_)));
+    }
+    let older = request().encode_in(1, &SECRET, &EXPORTER).expect("encodes");
+    let reply = first.keeper.on_join(remote(1), EXPORTER, Bytes::from(older)).await;
+    assert_eq!(reply[0], 1, "who asks in version 1 is answered in it");
     let cluster = Cluster::with_token();
     cluster.change(|t| t.region = Some(name("us")));
     let second = desk(cluster);
@@ -150,7 +156,7 @@ async fn version_two_says_what_was_recorded_and_where_to_try() {
 
 #[test]
 fn a_request_with_extras_has_a_fixed_form_and_unknown_extras_are_left_aside() {
-    let plain = message(|_| ());
+    let plain = request().encode_in(1, &SECRET, &EXPORTER).expect("encodes");
     let open = takes(true, true);
     assert_eq!((plain[0], open[0]), (1, 2));
     assert_eq!(open[33..open.len() - 4], plain[33..], "the fields are those of version 1");
