@@ -27,6 +27,8 @@ pub(super) const MAX_REFUSAL: usize = 4096;
 const STREAM_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a request waits while as many of its kind as allowed are under way.
 const TURN_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the end of a stream may come after all that counts of it.
+const END_DEADLINE: Duration = Duration::from_secs(1);
 /// Most streams of one connection under way at once; QUIC's own limit makes it rarely felt.
 const MOST_STREAMS: usize = 512;
 
@@ -44,6 +46,13 @@ pub(super) async fn read_kind(stream: &mut (impl AsyncRead + Unpin)) -> Result<K
     let number = number.map_err(|e| format!("its stream ended before a kind: {e}"))?;
     Kind::from_wire(number)
         .ok_or_else(|| format!("{number} is no kind of message that this node knows"))
+}
+
+/// Takes notice of a stream's end. Otherwise QUIC asks the peer to stop what has long stopped, and
+/// that is acknowledged: three packets more for each message.
+pub(super) async fn see_end(stream: &mut (impl AsyncRead + Unpin), within: Duration) {
+    // Whatever else may come is not wanted.
+    let _ = tokio::time::timeout(within, stream.read_u8()).await;
 }
 
 /// What a peer did whose request could not be read.
@@ -105,7 +114,10 @@ impl Peer {
 
     async fn message(self: Arc<Self>, mut recv: RecvStream) {
         match self.request(&mut recv).await {
-            Ok((kind, payload, _turn)) => self.dispatch.message(self.store, kind, payload).await,
+            Ok((kind, payload, _turn)) => {
+                self.dispatch.message(self.store, kind, payload).await;
+                see_end(&mut recv, END_DEADLINE).await;
+            }
             Err(offence) => {
                 recv.stop(CloseCode::Protocol);
                 self.complain(&offence);
@@ -135,7 +147,10 @@ impl Peer {
             }
         };
         match tokio::time::timeout(STREAM_DEADLINE, write).await {
-            Ok(Ok(())) => send.finish(),
+            Ok(Ok(())) => {
+                send.finish();
+                see_end(&mut recv, END_DEADLINE).await;
+            }
             // The caller is gone, or does not read: it sees the end of the stream.
             Ok(Err(_)) | Err(_) => send.reset(CloseCode::Busy),
         }

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::dispatch::Dispatch;
 use super::outbox::{Lane, Outbox};
-use super::serve::{DONE, MAX_REFUSAL, REFUSED};
+use super::serve::{DONE, MAX_REFUSAL, REFUSED, see_end};
 use super::{Kind, Wire, WireError};
 
 /// How long a message may wait for a connection and its place on it.
@@ -152,7 +152,11 @@ async fn exchange(connection: &Connection, kind: Kind, payload: &[u8]) -> Result
     send.finish();
     // A peer that refuses a request need not read it to its end: its answer counts all the same.
     match (read_answer(&mut recv, kind).await, written) {
-        (Ok(answer), _) => answer.map_err(WireError::Refused),
+        (Ok(answer), _) => {
+            // It comes with the answer, and the caller is not to wait for it.
+            see_end(&mut recv, Duration::ZERO).await;
+            answer.map_err(WireError::Refused)
+        }
         (Err(AnswerError::None(_)), Err(e)) => Err(broken(to, e)),
         (Err(e), _) => Err(broken(to, e)),
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Weak;
 use std::time::Duration;
 
-use flocker_base::StoreId;
+use flocker_base::{BootTime, StoreId};
 use tokio::task::JoinSet;
 
 use super::pool::{Pool, now};
@@ -97,7 +97,7 @@ pub(super) async fn watch_over(pool: Weak<Pool>, connection: Connection) {
                 tracing::debug!("{ended}");
                 break;
             }
-            () = tokio::time::sleep(every) => {}
+            () = tokio::time::sleep(to_next(now(), every)) => {}
         }
         let why = match silence.look(now(), connection.traffic()) {
             Finding::Well => continue,
@@ -116,6 +116,14 @@ pub(super) async fn watch_over(pool: Weak<Pool>, connection: Connection) {
     if let Some(pool) = pool.upgrade() {
         pool.closed(connection.peer(), connection.id());
     }
+}
+
+/// The time to the next of the instants that are a multiple of this apart: the looks at all
+/// connections fall together, so that an idle node seldom wakes.
+fn to_next(now: BootTime, every: Duration) -> Duration {
+    let every = every.as_millis().max(1);
+    let past = now.saturating_since(BootTime::ZERO).as_millis() % every;
+    Duration::from_millis(u64::try_from(every - past).unwrap_or(u64::MAX))
 }
 
 /// Asks only at an address where the peer is known to listen: behind address translation, the port
