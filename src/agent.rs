@@ -164,7 +164,8 @@ impl Agent {
         answers.ready(Arc::clone(&parts));
         let agent = Self { parts, supervisor, control: Some(control), founded: home.founded };
         agent.spawn_tasks(plane, data, http, freeze_lead);
-        agent.spawn_api(socket, home.identity.authority().fingerprint());
+        let authority = home.identity.authority();
+        agent.spawn_api(socket, (authority.fingerprint(), authority.is_outside()));
         observed::spawn(&agent.supervisor, &agent.parts);
         Ok(agent)
     }
@@ -325,9 +326,8 @@ impl Agent {
         }
     }
 
-    fn spawn_api(&self, socket: ApiSocket, ca_fingerprint: [u8; 32]) {
-        let operations =
-            Arc::new(AgentOperations { parts: Arc::clone(&self.parts), ca_fingerprint });
+    fn spawn_api(&self, socket: ApiSocket, authority: ([u8; 32], bool)) {
+        let operations = Arc::new(AgentOperations { parts: Arc::clone(&self.parts), authority });
         let path = socket.path().to_owned();
         let first = Arc::new(Mutex::new(Some(socket)));
         self.supervisor.spawn("api", move |stop| {

@@ -9,10 +9,10 @@ use anyhow::Result;
 use flocker_base::StoreId;
 use flocker_gossip::addresses::AddressBookStore;
 use flocker_gossip::membership::Membership;
-use flocker_gossip::model::NodeFacts;
+use flocker_gossip::model::{NodeFacts, PublicAddresses};
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::options::UpOptions;
+use crate::cli::options::{Advertise, UpOptions};
 
 /// How often the machine's own address is read, where nobody fixed it.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -22,6 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Advertised {
     pub(super) control: SocketAddr,
     pub(super) data: SocketAddr,
+    /// Where those of other regions reach it, if that is elsewhere.
+    pub(super) public: Option<PublicAddresses>,
     /// What it was read from, if it may change while the node runs.
     pub(super) follows: Option<IpAddr>,
 }
@@ -29,7 +31,12 @@ pub(super) struct Advertised {
 impl Advertised {
     /// What is told, or else what the machine's routes say.
     pub(super) fn of(options: &UpOptions) -> Self {
-        let Some(told) = options.advertise else {
+        let reached = |at: Advertise| PublicAddresses {
+            control: SocketAddr::new(at.ip, at.control.unwrap_or(options.control_port)),
+            data: SocketAddr::new(at.ip, at.data.unwrap_or(options.data_port)),
+        };
+        let public = options.public.map(reached);
+        let Some(told) = options.advertise.map(reached) else {
             let follows = options.bind.is_unspecified().then_some(options.bind);
             let ip = own_address(options.bind).unwrap_or_else(|| {
                 tracing::warn!(
@@ -42,14 +49,21 @@ impl Advertised {
             return Self {
                 control: SocketAddr::new(ip, control),
                 data: SocketAddr::new(ip, data),
+                public,
                 follows,
             };
         };
-        Self {
-            control: SocketAddr::new(told.ip, told.control.unwrap_or(options.control_port)),
-            data: SocketAddr::new(told.ip, told.data.unwrap_or(options.data_port)),
-            follows: None,
-        }
+        Self { control: told.control, data: told.data, public, follows: None }
+    }
+
+    /// All control addresses, those for its own region first.
+    pub(super) fn controls(self) -> Vec<SocketAddr> {
+        std::iter::once(self.control).chain(self.public.map(|at| at.control)).collect()
+    }
+
+    /// All data addresses likewise.
+    pub(super) fn datas(self) -> Vec<SocketAddr> {
+        std::iter::once(self.data).chain(self.public.map(|at| at.data)).collect()
     }
 
     fn at(self, ip: IpAddr) -> Self {
@@ -104,7 +118,7 @@ pub(super) async fn follow(
         let Some((me, said)) = own(&membership) else { continue };
         tracing::info!(control = %moved.control, "this node's address has changed: telling peers");
         let noted = book.clone();
-        let learn = move || noted.learn(me, &[moved.control], &[moved.data]);
+        let learn = move || noted.learn(me, &moved.controls(), &moved.datas());
         tokio::task::spawn_blocking(learn).await??;
         membership.set_facts(&NodeFacts { control: moved.control, data: moved.data, ..said })?;
     }
@@ -178,6 +192,7 @@ mod tests {
         let current = Advertised {
             control: (ip("10.0.0.1"), 4523).into(),
             data: (ip("10.0.0.1"), 4524).into(),
+            public: None,
             follows: Some(ip("0.0.0.0")),
         };
         let mut following = Following { current, candidate: None };

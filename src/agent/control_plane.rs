@@ -98,7 +98,7 @@ pub(super) async fn start(home: &Home, setup: Setup) -> Result<(ControlPlane, Co
     let book = AddressBookStore::open(home.db.database())?;
     book.learn_all(&home.known)?;
     let own = setup.advertised;
-    book.learn(home.db.store_id(), &[own.control], &[own.data])?;
+    book.learn(home.db.store_id(), &own.controls(), &own.datas())?;
     introduce(home, &map)?;
     let builder = Builder {
         node: home.identity.clone(),
@@ -274,7 +274,7 @@ fn facts(name: Name, region: Name, setup: &Setup) -> NodeFacts {
         http: setup.http,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         zone: setup.zone.clone(),
-        public: None,
+        public: setup.advertised.public,
         capacity: capacity::measure(&setup.folder),
     }
 }

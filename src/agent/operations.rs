@@ -41,8 +41,8 @@ const WATCH_PATIENCE: u32 = 100;
 #[derive(Clone, Debug)]
 pub(super) struct AgentOperations {
     pub(super) parts: Arc<Parts>,
-    /// SHA-256 of the CA's certificate: what a token pins.
-    pub(super) ca_fingerprint: [u8; 32],
+    /// SHA-256 of the authority's certificate, which a token pins, and whether that is outside.
+    pub(super) authority: ([u8; 32], bool),
 }
 
 #[async_trait]

@@ -120,8 +120,8 @@ impl Roster for MeshRecords {
     fn known(&self) -> Vec<KnownNode> {
         let me = KnownNode {
             store: self.me,
-            control: vec![self.advertised.control],
-            data: vec![self.advertised.data],
+            control: self.advertised.controls(),
+            data: self.advertised.datas(),
         };
         let others = self.book.known().into_iter().filter(|n| n.store != self.me);
         std::iter::once(me).chain(others).collect()

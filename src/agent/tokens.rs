@@ -59,11 +59,13 @@ impl TokenOperations for AgentOperations {
                 .issue(spec.id, uses)
                 .map_err(|e| ApiError::internal(e.to_string()))?;
         }
-        let token = Token { id: spec.id, secret: spec.secret, ca: self.ca_fingerprint };
+        let (ca, needs_certificate) = self.authority;
+        let token = Token { id: spec.id, secret: spec.secret, ca };
         let id = spec.id;
         edit(parts, vec![Edit::PutToken(spec)])?;
         let join = format!("{token}@{}", seeds(parts, uses.is_some()).join(","));
-        Ok(TokenCreated { join, valid_for_ms: request.valid_for_ms, id: Some(id), uses })
+        let valid_for_ms = request.valid_for_ms;
+        Ok(TokenCreated { join, valid_for_ms, id: Some(id), uses, needs_certificate })
     }
 
     async fn tokens(&self) -> Result<TokenList, ApiError> {

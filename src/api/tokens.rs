@@ -62,6 +62,9 @@ pub struct TokenCreated {
     /// For how many nodes, if that is limited. Then it is good at the node that made it alone.
     #[serde(default)]
     pub uses: Option<u32>,
+    /// Whether a newcomer needs a certificate beside it: the cluster's authority is outside.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub needs_certificate: bool,
 }
 
 impl Schema for TokenCreated {

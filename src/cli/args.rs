@@ -212,6 +212,10 @@ pub(super) struct Up {
     /// outer ports where they differ from the bound ones.
     #[arg(long, value_name = "IP[:CONTROL[/DATA]]")]
     pub(super) advertise: Option<Advertise>,
+    /// A second address, at which nodes of other regions reach this one: they try it first, nodes
+    /// of its own region after the other. Ports as for `--advertise`.
+    #[arg(long, value_name = "IP[:CONTROL[/DATA]]")]
+    pub(super) public_address: Option<Advertise>,
     /// Addresses of other nodes, separated by commas: tried at each start, and while nodes are
     /// missing. A name may stand for several.
     #[arg(

@@ -55,8 +55,16 @@ async fn create_token(context: &Context, args: &TokenCreate) -> Result<(), Ended
         Some(1) => "on one new node".to_owned(),
         Some(uses) => format!("on {uses} new nodes"),
     };
+    let mut line = format!("flocker up --join {}", token.join);
+    if token.needs_certificate {
+        output::note(
+            "This cluster's certificates come from an authority outside: on each new node run \
+             `flocker identity csr` first, and have that authority sign what it writes.",
+        );
+        line.push_str(" --ca-cert CA.pem --cert NODE.pem --key NODE.key");
+    }
     output::note(&format!("Run this {nodes} within {span}; treat it as a password:"));
-    output::result(&format!("flocker up --join {}\n", token.join))?;
+    output::result(&format!("{line}\n"))?;
     if token.uses.is_some() {
         output::note("Only this node admits with it: keep its agent running until then.");
     }

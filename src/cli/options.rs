@@ -40,6 +40,8 @@ pub struct UpOptions {
     pub http: Option<SocketAddr>,
     /// The address that peers reach this node at, if not the bound one.
     pub advertise: Option<Advertise>,
+    /// The address that nodes of other regions reach this node at, if that is another.
+    pub public: Option<Advertise>,
     /// Addresses of other nodes, `host` or `host:port`, from the command line and from files.
     pub seeds: Vec<String>,
     /// The certificate that an authority outside the cluster issued, if one did.

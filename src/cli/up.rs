@@ -65,6 +65,7 @@ pub(super) fn options(context: &Context, args: args::Up) -> Result<UpOptions, Ap
         data_port: args.data_port,
         http: http(args.http),
         advertise: args.advertise,
+        public: args.public_address,
         seeds,
         outside,
         exit_with_parent: args.exit_with_parent,

@@ -18,6 +18,7 @@ impl TokenOperations for Fake {
             valid_for_ms: request.valid_for_ms,
             id: None,
             uses: request.uses,
+            needs_certificate: request.region.is_some(),
         })
     }
 
@@ -114,6 +115,12 @@ impl Agent {
             err.contains("on one new node within 1h") && err.contains("Only this node"),
             "{err}"
         );
+        // The fake agent's authority is outside when a region is asked for.
+        let (_, out, err) = self.run(&["token", "create", "--region", "us"]).await;
+        assert!(out.ends_with("--ca-cert CA.pem --cert NODE.pem --key NODE.key\n"), "{out}");
+        assert!(err.contains("flocker identity csr"), "{err}");
+        let (_, out, _) = self.run(&["token", "create", "--region", "us", "-q"]).await;
+        assert_eq!(out, "flk1-x@h\n");
         let (_, out, _) = self.run(&["token", "ls"]).await;
         assert!(
             out.contains("abababab") && out.contains("1 of 2") && out.contains("region us"),

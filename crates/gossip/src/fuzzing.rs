@@ -14,6 +14,12 @@ pub const TARGETS: &[Target] = &[
         seeds: membership::fuzzing::conversations,
     },
     Target { name: "facts", run: membership::fuzzing::facts, seeds: membership::fuzzing::values },
+    Target {
+        name: "roster",
+        run: membership::fuzzing::rosters,
+        seeds: membership::fuzzing::questions,
+    },
+    Target { name: "watch", run: membership::fuzzing::watches, seeds: membership::fuzzing::alarms },
     Target { name: "map-push", run: map::sync::fuzzing::push, seeds: map::sync::fuzzing::pushes },
     Target { name: "map-pull", run: map::sync::fuzzing::pull, seeds: map::sync::fuzzing::pulls },
     Target { name: "record", run: map::fuzzing::records, seeds: map::fuzzing::pairs },

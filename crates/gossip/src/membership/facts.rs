@@ -5,10 +5,11 @@
 use std::net::SocketAddr;
 
 use data_encoding::{BASE64_NOPAD, HEXLOWER};
-use flocker_base::Name;
+use flocker_base::{Name, StoreId};
 use serde::{Deserialize, Serialize};
 
 use super::{KEY_FACTS, MAX_VALUE_BYTES, ValueError};
+use crate::join::KnownNode;
 use crate::model::{Capacity, Load, NodeFacts, PublicAddresses};
 
 const VERSION: u8 = 1;
@@ -94,6 +95,18 @@ pub(super) fn encode_root(root: &[u8; 32]) -> String {
 
 pub(super) fn decode_root(text: &str) -> Option<[u8; 32]> {
     HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()
+}
+
+/// Where a node is reached, the best first: from its own region at its own address, from another at
+/// its public one, if it has one.
+pub(super) fn whereabouts(store: StoreId, facts: &NodeFacts, is_near: bool) -> KnownNode {
+    let (mut control, mut data) = (vec![facts.control], vec![facts.data]);
+    if let Some(public) = facts.public {
+        let at = if is_near { 1 } else { 0 };
+        control.insert(at, public.control);
+        data.insert(at, public.data);
+    }
+    KnownNode { store, control, data }
 }
 
 #[cfg(test)]
@@ -187,5 +200,23 @@ mod tests {
         fn a_root_round_trips(root: [u8; 32]) {
             prop_assert_eq!(decode_root(&encode_root(&root)), Some(root));
         }
+    }
+
+    #[test]
+    fn a_public_address_is_for_those_of_other_regions_first() {
+        let mut facts = facts();
+        let own = whereabouts(StoreId::from_bytes([1; 16]), &facts, false);
+        assert_eq!((own.control, own.data), (vec![facts.control], vec![facts.data]));
+        let public = PublicAddresses {
+            control: "203.0.113.5:14523".parse().expect("address"),
+            data: "203.0.113.5:14524".parse().expect("address"),
+        };
+        facts.public = Some(public);
+        let near = whereabouts(StoreId::from_bytes([1; 16]), &facts, true);
+        assert_eq!(near.control, [facts.control, public.control]);
+        assert_eq!(near.data, [facts.data, public.data]);
+        let far = whereabouts(StoreId::from_bytes([1; 16]), &facts, false);
+        assert_eq!(far.control, [public.control, facts.control]);
+        assert_eq!(far.data, [public.data, facts.data]);
     }
 }

@@ -429,16 +429,18 @@ impl Roll {
 
     /// Puts what a node says of itself in place of what it said before.
     fn put(&mut self, store: StoreId, mut entry: Entry, reached: &mut Vec<KnownNode>) -> bool {
-        let addresses = |m: &Member| (m.facts.control, m.facts.data);
+        let addresses = |m: &Member| (m.facts.control, m.facts.data, m.facts.public);
+        let own = self.members.get(&self.me).map(|own| own.member.facts.region.clone());
         let known = self.members.get(&store);
         if let Some(known) = known {
             entry.member.since = known.member.since;
             entry.member.liveness = known.member.liveness;
             entry.told = known.told;
         }
-        let (control, data) = addresses(&entry.member);
-        if store != self.me && known.map(|e| addresses(&e.member)) != Some((control, data)) {
-            reached.push(KnownNode { store, control: vec![control], data: vec![data] });
+        let said = addresses(&entry.member);
+        if store != self.me && known.map(|e| addresses(&e.member)) != Some(said) {
+            let is_near = own.as_ref() == Some(&entry.member.facts.region);
+            reached.push(facts::whereabouts(store, &entry.member.facts, is_near));
         }
         let changed = known.map(|e| &e.member) != Some(&entry.member);
         self.members.insert(store, entry);

@@ -14,7 +14,7 @@ impl TokenOperations for Fake {
     async fn create_token(&self, request: TokenCreate) -> Result<TokenCreated, ApiError> {
         let join = "flk1-x@h".to_owned();
         let TokenCreate { valid_for_ms, uses, .. } = request;
-        Ok(TokenCreated { join, valid_for_ms, id: None, uses })
+        Ok(TokenCreated { join, valid_for_ms, id: None, uses, needs_certificate: false })
     }
 
     async fn tokens(&self) -> Result<TokenList, ApiError> {
