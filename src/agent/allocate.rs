@@ -1,10 +1,10 @@
 //! Which nodes a new volume is born on: its master, its replicas and its voters. Pure; the same
 //! mesh and the same wish give the same answer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use flocker_base::{Name, StoreId};
-use flocker_gossip::model::{Birth, VolumePolicy};
+use flocker_gossip::model::{Birth, VolumePolicy, Voters};
 
 /// Most voters of one volume.
 pub const MAX_VOTERS: usize = 5;
@@ -82,7 +82,7 @@ fn spread<'a>(
 
 /// An odd set: the replicas' holders first, then witnesses. With two nodes in all, the master
 /// alone, so that the other's death stops nothing.
-fn choose_voters(replicas: &[StoreId], witnesses: &[&Candidate]) -> BTreeSet<StoreId> {
+fn choose_voters(replicas: &[StoreId], witnesses: &[&Candidate]) -> Voters {
     let mut witnesses: Vec<StoreId> = witnesses.iter().map(|n| n.store).collect();
     witnesses.sort_unstable();
     let everyone: Vec<StoreId> = replicas.iter().copied().chain(witnesses).collect();
@@ -100,6 +100,8 @@ fn choose_voters(replicas: &[StoreId], witnesses: &[&Candidate]) -> BTreeSet<Sto
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -1,13 +1,13 @@
 //! The cluster's nodes: listing, labelling and removing them. A removal is a mark in the map that
 //! every node heeds by itself; what follows from it on each is [`super::revocation`]'s affair.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use flocker_base::{Name, StoreId};
 use flocker_gossip::map::{Edit, MapError, MapView, NodeChange};
 use flocker_gossip::membership::Liveness;
-use flocker_gossip::model::{LabelKey, NodeSpec, Placement, Removal, VolumeSpec};
+use flocker_gossip::model::{LabelKey, NodeSpec, Placement, Removal, VolumeSpec, Voters};
 
 use super::lookup::by_id;
 use super::moving::millis;
@@ -157,7 +157,7 @@ fn info(parts: &Parts, spec: &NodeSpec) -> NodeInfo {
 struct Rests<'a> {
     master: StoreId,
     copies: &'a [StoreId],
-    voters: &'a BTreeSet<StoreId>,
+    voters: &'a Voters,
 }
 
 fn rests<'a>(spec: &'a VolumeSpec, placement: Option<&'a Placement>) -> Rests<'a> {

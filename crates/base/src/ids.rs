@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -98,10 +99,10 @@ uuid_id! {
 #[serde(transparent)]
 pub struct Incarnation(pub u64);
 
-/// A name as a user types it: `[a-z0-9][a-z0-9-]{0,62}`.
+/// A name as a user types it: `[a-z0-9][a-z0-9-]{0,62}`. Clones share the text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Name(String);
+pub struct Name(Arc<str>);
 
 /// Why a string is not a [`Name`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -123,7 +124,7 @@ impl Name {
             && bytes.len() <= Self::MAX_LEN
             && bytes[0] != b'-'
             && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');
-        if good { Ok(Self(text)) } else { Err(NameError(text.chars().take(80).collect())) }
+        if good { Ok(Self(text.into())) } else { Err(NameError(text.chars().take(80).collect())) }
     }
 
     /// The name as text.
@@ -157,7 +158,7 @@ impl TryFrom<String> for Name {
 
 impl From<Name> for String {
     fn from(name: Name) -> Self {
-        name.0
+        String::from(&*name.0)
     }
 }
 

@@ -10,9 +10,11 @@ use serde::{Deserialize, Serialize};
 
 mod node;
 mod token;
+mod voters;
 
 pub use node::{LabelError, LabelKey, MAX_LABEL_VALUE, MAX_LABELS, NodeSpec, Origin, Removal};
 pub use token::{KEPT_AFTER_END, MAX_NOTE_BYTES, MAX_USES, TokenSpec};
+pub use voters::Voters;
 
 /// A volume as its owner wants it, and how it was born.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +76,7 @@ pub struct Birth {
     /// The stores that hold copies, the master first.
     pub replicas: Vec<StoreId>,
     /// The stores that vote, an odd number of them.
-    pub voters: BTreeSet<StoreId>,
+    pub voters: Voters,
 }
 
 /// A set of voters with its number. Compared by `version` alone.
@@ -83,9 +85,9 @@ pub struct VoterConfig {
     /// The epoch that made it and its number in that epoch; `(0, 0)` is the birth configuration.
     pub version: ConfigVersion,
     /// The voters.
-    pub voters: BTreeSet<StoreId>,
+    pub voters: Voters,
     /// During a change: the set before it, a majority of which is needed as well.
-    pub joint: Option<BTreeSet<StoreId>>,
+    pub joint: Option<Voters>,
 }
 
 /// The order of voter configurations of one volume.
@@ -102,15 +104,18 @@ pub struct ConfigVersion {
 impl VoterConfig {
     /// The configuration that a volume is born with.
     #[must_use]
-    pub const fn birth(voters: BTreeSet<StoreId>) -> Self {
-        Self { version: ConfigVersion { epoch: Epoch::ZERO, number: 0 }, voters, joint: None }
+    pub fn birth(voters: impl Into<Voters>) -> Self {
+        let version = ConfigVersion { epoch: Epoch::ZERO, number: 0 };
+        Self { version, voters: voters.into(), joint: None }
     }
 
     /// Whether these stores are a quorum: a majority of the voters and, during a change, of the
     /// former voters too.
     #[must_use]
     pub fn is_quorum(&self, stores: &BTreeSet<StoreId>) -> bool {
-        let majority = |set: &BTreeSet<StoreId>| set.intersection(stores).count() * 2 > set.len();
+        let majority = |set: &Voters| {
+            set.iter().filter(|voter| stores.contains(voter)).count() * 2 > set.len()
+        };
         majority(&self.voters) && self.joint.as_ref().is_none_or(majority)
     }
 
@@ -118,8 +123,8 @@ impl VoterConfig {
     #[must_use]
     pub fn members(&self) -> BTreeSet<StoreId> {
         match &self.joint {
-            Some(former) => self.voters.union(former).copied().collect(),
-            None => self.voters.clone(),
+            Some(former) => self.voters.iter().chain(former).copied().collect(),
+            None => self.voters.iter().copied().collect(),
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Each rule of the decision, and what a crash at each point leads to.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use flocker_base::{Head, Name, ServiceId, VolumeId, WallTime};
@@ -19,11 +18,7 @@ fn volume() -> VolumeSpec {
         id: VolumeId::new(WallTime::from_millis(1), [1; 10]),
         name: Name::new("data").expect("a name"),
         policy: VolumePolicy::default(),
-        birth: Birth {
-            master: store(1),
-            voters: replicas.iter().copied().collect::<BTreeSet<_>>(),
-            replicas,
-        },
+        birth: Birth { master: store(1), voters: replicas.iter().copied().collect(), replicas },
     }
 }
 

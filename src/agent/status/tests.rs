@@ -58,7 +58,11 @@ fn sources() -> Sources {
         id: volume,
         name: name("data"),
         policy: VolumePolicy::default(),
-        birth: Birth { master: store(2), replicas: replicas.clone(), voters: voters.clone() },
+        birth: Birth {
+            master: store(2),
+            replicas: replicas.clone(),
+            voters: voters.clone().into(),
+        },
     };
     let placement = Placement {
         volume,

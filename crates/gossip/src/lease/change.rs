@@ -11,7 +11,7 @@ use super::event::{LeaseError, LeaseEvent, Outcome, Request};
 use super::message::{Message, SetConfig, SetConfigReply, Verdict};
 use super::record::Write;
 use super::state::{Change, Standing, Volume};
-use crate::model::{ConfigVersion, VoterConfig};
+use crate::model::{ConfigVersion, VoterConfig, Voters};
 
 /// Most voters of a volume.
 const MOST_VOTERS: usize = 5;
@@ -21,7 +21,7 @@ impl LeaseCore {
         &mut self,
         now: BootTime,
         volume: VolumeId,
-        voters: &BTreeSet<StoreId>,
+        voters: &Voters,
         request: Request,
     ) {
         let holding = self.volumes.get(&volume).and_then(|entry| entry.holding.as_ref());
@@ -51,7 +51,7 @@ impl LeaseCore {
         &mut self,
         now: BootTime,
         volume: VolumeId,
-        voters: BTreeSet<StoreId>,
+        voters: Voters,
         request: Option<Request>,
     ) {
         let share = self.config.holder_share(self.config.lease);

@@ -1,13 +1,12 @@
 //! What goes into the lease core and what comes out of it. Plain values; nothing here decides.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use flocker_base::{BootTime, Epoch, Head, StoreId, VolumeId};
 
 use super::message::{Message, Packet};
 use super::record::{Stamp, Start, Write};
-use crate::model::VoterConfig;
+use crate::model::{VoterConfig, Voters};
 
 /// Numbers a durable write. They complete in order.
 pub type Ticket = u64;
@@ -76,7 +75,7 @@ pub enum Event {
         /// The volume.
         volume: VolumeId,
         /// The new ones.
-        voters: BTreeSet<StoreId>,
+        voters: Voters,
         /// Who waits.
         request: Request,
     },

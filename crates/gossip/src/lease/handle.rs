@@ -1,7 +1,7 @@
 //! The agent's handle on leases: what it says is taken without waiting and merged a volume, so
 //! that a fast caller can't fill a queue; what it asks is read from the last published views.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use flocker_base::{BootTime, Epoch, Head, StoreId, VolumeId, WallTime};
@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::event::{Event, LeaseError, LeaseEvent, LeaseView, Outcome, Request, VolumeFacts};
 use super::record::Stamp;
-use crate::model::VoterConfig;
+use crate::model::{VoterConfig, Voters};
 
 /// Most requests that wait for the driver.
 const MOST_REQUESTS: usize = 1_024;
@@ -30,7 +30,7 @@ type Answer = oneshot::Sender<Result<Outcome, LeaseError>>;
 #[derive(Debug)]
 pub(crate) enum Ask {
     Release(VolumeId, Option<StoreId>),
-    ChangeVoters(VolumeId, BTreeSet<StoreId>),
+    ChangeVoters(VolumeId, Voters),
 }
 
 impl Ask {
@@ -203,7 +203,7 @@ impl Leases {
     pub async fn change_voters(
         &self,
         volume: VolumeId,
-        voters: BTreeSet<StoreId>,
+        voters: Voters,
     ) -> Result<VoterConfig, LeaseError> {
         match self.ask(Ask::ChangeVoters(volume, voters)).await? {
             Outcome::Voters(config) => Ok(config),

@@ -108,7 +108,7 @@ mod tests {
     fn writes() -> Vec<Write> {
         let volume = VolumeId::from_bytes([3; 16]);
         let store = StoreId::from_bytes([4; 16]);
-        let config = VoterConfig::birth([store].into());
+        let config = VoterConfig::birth([store]);
         vec![
             Write::Voter(volume, VoterRecord::fresh(config.clone())),
             Write::Support(store, SupportRecord { support: 7, start: None }),

@@ -139,7 +139,7 @@ pub(crate) fn sample(number: u8) -> Map {
         epoch: Epoch::new(0, number.into()),
         sequence: 3,
         holder: store(number),
-        voters: VoterConfig::birth(stores.into()),
+        voters: VoterConfig::birth(stores),
         replicas: stores.into(),
         head: Head::new(Epoch::new(0, 1), 9),
         state: PlacementState::Active,

@@ -102,7 +102,7 @@ pub(super) fn placement(volume: u32, epoch: Epoch, sequence: u64, holder: u8) ->
         epoch,
         sequence,
         holder: store_id(holder),
-        voters: VoterConfig::birth([store_id(1), store_id(2), store_id(3)].into()),
+        voters: VoterConfig::birth([store_id(1), store_id(2), store_id(3)]),
         replicas: vec![store_id(holder)],
         head: Head::new(epoch, sequence),
         state: PlacementState::Active,

@@ -92,7 +92,7 @@ impl World {
             epoch,
             sequence: 1,
             holder: store,
-            voters: VoterConfig::birth([store].into()),
+            voters: VoterConfig::birth([store]),
             replicas: vec![store],
             head: Head::new(epoch, 1),
             state: PlacementState::Active,

@@ -143,8 +143,8 @@ async fn a_lone_voter_holds_without_end_until_it_gets_company() {
     let won = until(&mut a, |event| matches!(event, LeaseEvent::Won { .. })).await;
     assert!(matches!(won, LeaseEvent::Won { until: BootTime::NEVER, .. }), "{won:?}");
     let voters = BTreeSet::from([a.store, b.store, c.store]);
-    let changed = a.leases.change_voters(volume(), voters.clone()).await.expect("changed");
-    assert_eq!((changed.voters, changed.joint), (voters, None));
+    let changed = a.leases.change_voters(volume(), voters.clone().into()).await.expect("changed");
+    assert_eq!((changed.voters, changed.joint), (voters.into(), None));
     let until = a.leases.view(volume()).expect("view").held.expect("held").until;
     assert!(until < BootTime::NEVER && until > SystemClock.boot());
 }

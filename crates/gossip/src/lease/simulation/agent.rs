@@ -208,6 +208,6 @@ impl World {
         if size == 1 {
             voters = BTreeSet::from([self.nodes[node].store]);
         }
-        self.step(node, Event::ChangeVoters { volume, voters, request: Request(2) })
+        self.step(node, Event::ChangeVoters { volume, voters: voters.into(), request: Request(2) })
     }
 }

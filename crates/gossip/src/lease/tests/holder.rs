@@ -330,9 +330,10 @@ fn voters_change_through_a_joint_configuration_that_is_durable_first() {
     let request = Request(4);
     let voters = BTreeSet::from([store(1), store(2), store(4)]);
     let even = BTreeSet::from([store(1), store(2)]);
-    let refused = bench.step(1, Event::ChangeVoters { volume: volume(), voters: even, request });
+    let refused =
+        bench.step(1, Event::ChangeVoters { volume: volume(), voters: even.into(), request });
     assert_eq!(refused, [Command::Reply(request, Err(LeaseError::BadVoters(2)))]);
-    let change = Event::ChangeVoters { volume: volume(), voters: voters.clone(), request };
+    let change = Event::ChangeVoters { volume: volume(), voters: voters.clone().into(), request };
     let commands = bench.raw(1, change);
     assert_eq!(messages(&commands), [], "not proposed before it is durable here");
     bench.sync(2);
@@ -340,7 +341,7 @@ fn voters_change_through_a_joint_configuration_that_is_durable_first() {
     let version = ConfigVersion { epoch: epoch(1), number: 1 };
     assert_eq!(
         joint,
-        VoterConfig { version, voters: voters.clone(), joint: Some(config().voters) }
+        VoterConfig { version, voters: voters.clone().into(), joint: Some(config().voters) }
     );
     let accept = |bench: &mut Bench, from, version| {
         let verdict = Verdict::Yes;
@@ -353,7 +354,7 @@ fn voters_change_through_a_joint_configuration_that_is_durable_first() {
     let last = ConfigVersion { epoch: epoch(1), number: 2 };
     bench.step(510, Event::Tick);
     let commands = accept(&mut bench, 2, last);
-    let config = VoterConfig { version: last, voters, joint: None };
+    let config = VoterConfig { version: last, voters: voters.into(), joint: None };
     let changed = LeaseEvent::VotersChanged { volume: volume(), config: config.clone() };
     assert!(events(&commands).contains(&changed), "{commands:?}");
     assert!(commands.contains(&Command::Reply(request, Ok(Outcome::Voters(config)))));
