@@ -1,10 +1,9 @@
 //! The status from complete, partial and absent knowledge.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use flocker_base::{Head, ServiceId, VolumeId};
-use flocker_gossip::model::{Birth, EngineKind, VolumeMount, VolumePolicy, VoterConfig};
+use flocker_gossip::model::{Birth, EngineKind, VolumeMount, VolumePolicy, VoterConfig, Voters};
 
 use super::*;
 use crate::agent::rpc::ReplicaReport;
@@ -53,16 +52,12 @@ fn sources() -> Sources {
     let volume = VolumeId::new(WallTime::from_millis(1), [1; 10]);
     let service = ServiceId::new(WallTime::from_millis(1), [2; 10]);
     let replicas = vec![store(2), store(1), store(3)];
-    let voters: BTreeSet<_> = replicas.iter().copied().collect();
+    let voters: Voters = replicas.iter().copied().collect();
     let spec = VolumeSpec {
         id: volume,
         name: name("data"),
         policy: VolumePolicy::default(),
-        birth: Birth {
-            master: store(2),
-            replicas: replicas.clone(),
-            voters: voters.clone().into(),
-        },
+        birth: Birth { master: store(2), replicas: replicas.clone(), voters: voters.clone() },
     };
     let placement = Placement {
         volume,
