@@ -58,7 +58,7 @@ mod tests {
         let set = BTreeSet::from([a, b, c]);
         let bytes = postcard::to_stdvec(&voters).expect("encodes");
         assert_eq!(bytes, postcard::to_stdvec(&set).expect("encodes"));
-        let twice = postcard::to_stdvec(&[c, a, a, b]).expect("encodes");
+        let twice = postcard::to_stdvec(&[c, a, a, b][..]).expect("encodes");
         assert_eq!(postcard::from_bytes::<Voters>(&twice), Ok(voters));
     }
 }

@@ -413,8 +413,10 @@ async fn a_peer_that_vanished_and_returned_is_noticed_without_waiting_for_the_id
         }
     })
     .await;
-    let mut stream = within(connection.open_uni()).await.expect("open");
-    within(AsyncWriteExt::write_all(&mut stream, b"?")).await.expect("written");
+    // Unless what QUIC itself had under way has told it already.
+    if let Ok(mut stream) = within(connection.open_uni()).await {
+        drop(within(AsyncWriteExt::write_all(&mut stream, b"?")).await);
+    }
     let ended = within(connection.closed()).await.to_string();
     assert!(ended.contains("reset by peer"), "{ended}");
     let (again, _) = serving(&returned, a.connect(store(2), at, SOON)).await;
