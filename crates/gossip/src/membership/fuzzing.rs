@@ -131,7 +131,8 @@ pub(crate) fn rosters(input: &[u8]) {
             }
             1 => {
                 let (commands, known) = core.greeted(now, peer, None, body);
-                assert!(known.len() <= MAX_MATES + MAX_BRIDGES && commands.len() <= known.len());
+                let most = MAX_MATES + MAX_BRIDGES;
+                assert!(known.len() <= most && commands.len() <= 2 * most + 1);
             }
             2 => core.pulled(now, peer, Some(body)),
             _ => {
