@@ -31,7 +31,8 @@ impl World {
         running.choose(&mut self.random).copied()
     }
 
-    fn change(&mut self, node: usize, change: Change) {
+    /// A user changes something at this node.
+    pub(super) fn change(&mut self, node: usize, change: Change) {
         if self.mutant == Some(Mutant::EarlyAcknowledgement) {
             self.ledger.acknowledge(node, &change);
         }

@@ -284,7 +284,11 @@ impl SyncCore {
         answer: Result<Bytes, String>,
         out: &mut Commands,
     ) {
-        let Some(at) = self.pulls.iter().position(|(of, _)| *of == ask) else { return };
+        // What answered it already may still be on its way to the disk.
+        let is_answered = self.merging == Some(Merging::Pulled(ask))
+            || self.pulled.iter().any(|(of, _)| *of == ask);
+        let at = self.pulls.iter().position(|(of, _)| *of == ask);
+        let Some(at) = at.filter(|_| !is_answered) else { return };
         let (_, mut pull) = self.pulls.swap_remove(at);
         let Ok(bytes) = answer else {
             self.choice.failed(pull.peer, pull.difference, now);

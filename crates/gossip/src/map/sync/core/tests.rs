@@ -264,6 +264,29 @@ fn many_pulled_records_are_not_passed_on() {
 }
 
 #[test]
+fn a_question_of_a_pull_takes_one_answer() {
+    let mut case = Case::new(&[(2, "eu")]);
+    let roots = vec![(store(2), [9; 32])];
+    case.step(0, Event::Roots(roots.clone()));
+    let (ask, ..) = asked(case.step(1_000, Event::Roots(roots)));
+    let (ask, ..) = asked(case.step(1_001, answer(ask, &leaf(&[record(&key(5), 9)]))));
+    // A merge of pushes is under way: what was pulled waits, and then goes before other pushes.
+    case.step(1_002, Event::Pushed { from: store(2), bytes: a_push(1) });
+    let records = || answer(ask, &Response::Records(vec![record(&key(5), 9)]));
+    assert_eq!(case.step(1_003, records()), []);
+    let failure = || Event::Answered(ask, Err("late".to_owned()));
+    for second in [records(), failure(), answer(ask, &Response::Records(Vec::new()))] {
+        assert_eq!(case.step(1_004, second), [], "while it waits");
+    }
+    assert!(matches!(case.merged(1_005, Vec::new())[..], [Command::Merge(_)]));
+    for second in [records(), failure()] {
+        assert_eq!(case.step(1_006, second), [], "while it is merged");
+    }
+    let root = asked(case.merged(1_007, vec![(key(6), store(2), MAX_HOPS)])).2;
+    assert_eq!(root, Request::Summaries(vec![Path::default()]), "its end begins another pull");
+}
+
+#[test]
 fn two_pulls_at_once_at_most_and_never_two_of_one_peer() {
     let mut case = Case::new(&[(2, "eu"), (3, "eu"), (4, "eu")]);
     let roots: Vec<_> = (2..5).map(|n| (store(n), [n; 32])).collect();
