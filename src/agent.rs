@@ -20,6 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use flocker_base::{Clock, SystemClock};
 use flocker_gossip::lease::LeaseConfig;
+use flocker_gossip::map::quarantine::QuarantineConfig;
 use flocker_proxy::{Proxy, ProxyConfig};
 use flocker_quic::{Endpoint, EndpointConfig, Peers};
 use flocker_replicate::dir::DirBackend;
@@ -145,6 +146,7 @@ impl Agent {
             http: http.as_ref().map(|(address, _)| *address),
             zone: options.zone.clone(),
             folder: home.folder.clone(),
+            quarantine: QuarantineConfig { after: options.quarantine_after },
             leases,
             answers: answers.clone(),
             clock: Arc::clone(&clock),

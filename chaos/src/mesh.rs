@@ -161,12 +161,7 @@ impl Mesh {
     /// # Errors
     /// If that does not come about.
     pub async fn deploy(&self, snapshot_every: Duration) -> Result<DeployReply> {
-        let first = self.nodes.first().context("a mesh has a node at least")?;
-        let text = manifest(&self.binary, snapshot_every);
-        let deployment = flocker::manifest::parse("chaos", text.as_bytes(), &|_| None);
-        let deployment =
-            deployment.map_err(|fault| anyhow!("the harness deploys nonsense: {fault}"))?;
-        let reply = first.client().deploy(deployment).await.context("cannot deploy")?;
+        let reply = self.deploy_at(0, snapshot_every).await?;
         let copies = self.nodes.len();
         for node in 0..copies {
             self.until(node, PATIENCE, "the service runs with all its replicas", |s| {
@@ -175,6 +170,19 @@ impl Mesh {
             .await?;
         }
         Ok(reply)
+    }
+
+    /// Has this node deploy the service, and does not wait for it.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub async fn deploy_at(&self, node: usize, snapshot_every: Duration) -> Result<DeployReply> {
+        let at = self.nodes.get(node).context("no such node")?;
+        let text = manifest(&self.binary, snapshot_every);
+        let deployment = flocker::manifest::parse("chaos", text.as_bytes(), &|_| None);
+        let deployment =
+            deployment.map_err(|fault| anyhow!("the harness deploys nonsense: {fault}"))?;
+        at.client().deploy(deployment).await.context("cannot deploy")
     }
 
     /// No agent may panic, whatever is done to it or its peers.

@@ -3,16 +3,20 @@
 //! services, keeps its data, can't come back as itself, and can as a new node, with a token for
 //! exactly one that another node must not redeem.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use flocker::api::{
-    ErrorCode, NodeList, NodeRemove, NodeState, Severity, Status, TokenCreate, TokenState,
+    ErrorCode, EventQuery, NodeList, NodeRemove, NodeState, Severity, Status, TokenCreate,
+    TokenState,
 };
 use flocker_base::{Clock as _, SystemClock};
-use flocker_chaos::mesh::{Mesh, PATIENCE, live, running_on};
+use flocker_chaos::mesh::{Mesh, PATIENCE, live, running_on, since};
 use flocker_chaos::say;
+use flocker_gossip::identity::NodeIdentity;
+use flocker_quic::{Endpoint, EndpointConfig, REMOVED};
 
 const NODES: [(&str, &str); 3] = [("eu-1", "eu"), ("eu-2", "eu"), ("us-1", "us")];
 const EU_2: usize = 1;
@@ -82,8 +86,14 @@ async fn while_it_lives_and_is_master(mesh: &mut Mesh) -> Result<()> {
         ensure!(ways.iter().any(|way| log.contains(way)), "{log}");
         let tokens = mesh.nodes()[peer].client().tokens().await?.tokens;
         ensure!(tokens.iter().any(|t| t.state == TokenState::Void), "{tokens:?}");
+        let events = mesh.nodes()[peer].client().events(&EventQuery::default()).await?.events;
+        let told = events.iter().filter(|e| e.kind == "node.removed" && e.subject == master);
+        ensure!(told.count() == 1, "{events:?}");
     }
     let took = SystemClock.boot().saturating_since(began);
+    for peer in (0..NODES.len()).filter(|n| *n != gone) {
+        is_refused_on_both_ports(mesh, peer, gone).await?;
+    }
     mesh.until(gone, PATIENCE, "the removed node says so and runs nothing", |s| {
         says_removed(s) && s.services.iter().all(|x| x.pid.is_none())
     })
@@ -100,6 +110,37 @@ async fn while_it_lives_and_is_master(mesh: &mut Mesh) -> Result<()> {
         .await?;
     say(&format!("removal: {master}, live and master, was replaced after {} ms", took.as_millis()));
     mesh.node_mut(gone)?.stop().await.map(drop)
+}
+
+/// Knocks at the node's ports with what identifies the removed one, whose process still runs.
+async fn is_refused_on_both_ports(mesh: &Mesh, peer: usize, removed: usize) -> Result<()> {
+    let own = |at: usize| NodeIdentity::load(&mesh.nodes()[at].state_dir());
+    let identity = own(removed)?.context("its identity")?.to_quic();
+    let to = own(peer)?.context("the peer's identity")?.store();
+    let node = &mesh.nodes()[peer];
+    let from = SocketAddr::from((node.control().ip(), 0));
+    for (config, at) in
+        [(EndpointConfig::control(from), node.control()), (EndpointConfig::data(from), node.data())]
+    {
+        let mark = node.log().mark();
+        let endpoint = Endpoint::bind(&config, &identity)?;
+        // Its certificate holds, so it may hear of the refusal while it connects or just after.
+        let refusal = async {
+            match endpoint.connect(to, at, PATIENCE).await {
+                Ok(connection) => connection.closed().await,
+                Err(refusal) => refusal,
+            }
+        };
+        let refusal = tokio::time::timeout(PATIENCE, refusal).await;
+        let reason = refusal.with_context(|| format!("{at} serves a removed node"))?.to_string();
+        ensure!(reason.contains(REMOVED), "{at}: {reason}");
+        let began = SystemClock.boot();
+        while !node.log().since(mark)?.contains("this node was removed") {
+            ensure!(since(began) < flocker_chaos::millis(PATIENCE), "{at}: it is not logged");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    Ok(())
 }
 
 /// Volumes' live folders hold files.

@@ -12,6 +12,7 @@ use flocker_gossip::control::{Admission, Control, Handler, Kind, Wire};
 use flocker_gossip::identity::NodeIdentity;
 use flocker_gossip::join::{BlockedTokens, Doorkeeper, Redemptions, Seed};
 use flocker_gossip::lease::{self, LeaseConfig, LeaseEvent, Leases};
+use flocker_gossip::map::quarantine::QuarantineConfig;
 use flocker_gossip::map::room::DiskOf;
 use flocker_gossip::map::sync::{self, Peer, PeerView};
 use flocker_gossip::map::{Edit, Map, MapConfig};
@@ -41,6 +42,7 @@ pub(super) struct Setup {
     pub(super) zone: Option<Name>,
     /// Where volumes are: its disk is part of the node's capacity.
     pub(super) folder: PathBuf,
+    pub(super) quarantine: QuarantineConfig,
     pub(super) leases: LeaseConfig,
     pub(super) answers: Arc<dyn Handler>,
     pub(super) clock: Arc<dyn Clock>,
@@ -92,7 +94,8 @@ impl ControlThread {
 
 /// Starts it.
 pub(super) async fn start(home: &Home, setup: Setup) -> Result<(ControlPlane, ControlThread)> {
-    let config = MapConfig { disk: Arc::new(DiskOf(home.folder.clone())), ..MapConfig::default() };
+    let disk = Arc::new(DiskOf(home.folder.clone()));
+    let config = MapConfig { disk, quarantine: setup.quarantine };
     let clock = Arc::clone(&setup.clock);
     let map = Map::open_with(home.db.open_map()?, home.db.store_id(), clock, config)?;
     let book = AddressBookStore::open(home.db.database())?;

@@ -93,8 +93,10 @@ pub(super) async fn run(this: Arc<Revocation>, stop: CancellationToken) -> anyho
     let mut map = parts.map.watch();
     let mut sentence = Sentence::default();
     let mut wound_down = false;
+    let mut told = removed(&map.borrow());
     loop {
         let view = Arc::clone(&map.borrow_and_update());
+        tell(parts, &view, &mut told);
         this.drop_removed(&view)?;
         if is_removed(&view, parts.me) {
             if !wound_down {
@@ -131,6 +133,20 @@ impl Revocation {
             self.book.forget(store)?;
         }
         Ok(())
+    }
+}
+
+fn removed(view: &MapView) -> BTreeSet<StoreId> {
+    view.nodes().filter(|node| node.spec.removed).map(|node| node.spec.store).collect()
+}
+
+/// Notes the removals that were not told yet.
+fn tell(parts: &Parts, view: &MapView, told: &mut BTreeSet<StoreId>) {
+    for store in removed(view) {
+        let Some(node) = view.node(&store).filter(|_| told.insert(store)) else { continue };
+        let (name, region) = (&node.spec.name, &node.spec.region);
+        let text = format!("{name} ({region}) was removed from the cluster");
+        parts.events.add(parts.clock.wall(), "node.removed", name.as_str(), text);
     }
 }
 

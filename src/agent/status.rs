@@ -149,6 +149,7 @@ fn volume_status(
         epoch,
         state,
         lease_left_ms: holder.map(|(_, left, ..)| left),
+        snapshot_every_ms: super::moving::millis(volume.policy.snapshot_interval),
         voters: voters.iter().map(|s| sources.name(*s)).collect(),
         replicas: replicas(sources, volume, placement, master),
         branches,

@@ -110,6 +110,9 @@ pub struct VolumeStatus {
     pub state: VolumeState,
     /// What is left of the master's lease; known on the master alone.
     pub lease_left_ms: Option<u64>,
+    /// How often it is to be snapshotted, as the node that answers knows it.
+    #[serde(default)]
+    pub snapshot_every_ms: u64,
     /// The nodes that vote.
     #[serde(default)]
     pub voters: Vec<Name>,

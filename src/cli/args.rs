@@ -193,6 +193,10 @@ pub(super) struct Up {
     /// The node's zone within its region: nodes of one zone may fail together.
     #[arg(long, value_name = "NAME")]
     pub(super) zone: Option<Name>,
+    /// How long a node may have been away before what only it still knows is put in quarantine, for
+    /// a person to decide: from `1d` to `3650d`.
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = members::absence)]
+    pub(super) quarantine_after: Duration,
     /// Where all state is kept [default: /var/lib/flocker, or ~/.local/state/flocker].
     #[arg(long, env = "FLOCKER_STATE_DIR", hide_env_values = true, value_name = "FOLDER")]
     pub(super) state_dir: Option<PathBuf>,

@@ -20,7 +20,8 @@ change; if it can't be reached, the change waits.";
 
 pub(super) const QUARANTINE_LS: &str = "\
 Lists the records that this node keeps out of the map: made long ago on a node that was away for \
-more than a week, and known to nobody who was here. They do nothing until someone decides.";
+more than a week ('flocker up --quarantine-after'), and known to nobody who was here. They do nothing \
+until someone decides.";
 
 pub(super) const QUARANTINE_ADMIT: &str = "\
 Takes a record into the map, here and by itself on every other node. A volume brings its placement \

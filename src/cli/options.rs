@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use flocker_base::Name;
 
@@ -42,6 +43,8 @@ pub struct UpOptions {
     pub advertise: Option<Advertise>,
     /// The address that nodes of other regions reach this node at, if that is another.
     pub public: Option<Advertise>,
+    /// The absence after which what a node brings is put in quarantine.
+    pub quarantine_after: Duration,
     /// Addresses of other nodes, `host` or `host:port`, from the command line and from files.
     pub seeds: Vec<String>,
     /// The certificate that an authority outside the cluster issued, if one did.

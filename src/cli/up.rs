@@ -66,6 +66,7 @@ pub(super) fn options(context: &Context, args: args::Up) -> Result<UpOptions, Ap
         http: http(args.http),
         advertise: args.advertise,
         public: args.public_address,
+        quarantine_after: args.quarantine_after,
         seeds,
         outside,
         exit_with_parent: args.exit_with_parent,

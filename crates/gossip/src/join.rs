@@ -22,6 +22,7 @@ mod exchange;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod limiter;
+mod reach;
 mod redemptions;
 mod token;
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use flocker_base::Name;
+use flocker_gossip::map::quarantine::QuarantineConfig;
 
 use crate::cli::help;
 
@@ -59,6 +60,17 @@ fn token_life(text: &str) -> Result<Duration, String> {
         Ok(span) if range.contains(&span) => Ok(span),
         Ok(_) => Err("a token lives from 1m to 30d".to_owned()),
         Err(error) => Err(format!("{error}; give a time such as 1h")),
+    }
+}
+
+/// After how long an absence records are put in quarantine.
+pub(super) fn absence(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(after) => match (QuarantineConfig { after }).validate() {
+            Ok(()) => Ok(after),
+            Err(why) => Err(why.to_owned()),
+        },
+        Err(error) => Err(format!("{error}; give a time such as 7d")),
     }
 }
 

@@ -43,6 +43,7 @@ fn volume() -> VolumeStatus {
         epoch: Some(Epoch::new(0, 3)),
         state: VolumeState::Active,
         lease_left_ms: Some(2_150),
+        snapshot_every_ms: 5_000,
         voters: vec![name("eu-1"), name("eu-2"), name("us-1")],
         replicas: vec![
             replica("eu-1", 41, Some(0), true),

@@ -2,32 +2,24 @@
 //! admits it. It believes nothing from a server whose chain does not end in the authority that
 //! the token pins, and never sends the token's secret.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use flocker_base::{Name, StoreId};
+use flocker_quic::JoinerConnection;
 use sha2::{Digest, Sha256};
-use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::exchange::{Admission, Answer, Reply, Request, Takes};
+use super::reach::{Found, MAX_ADDRESSES, Reach};
 use super::token::{JoinString, Seed, Token};
 use super::{KnownNode, MAX_REQUEST_BYTES};
 use crate::identity::{Authority, IdentityError, KeyRequest, NodeIdentity, Outside};
 
-/// How long a name may take to resolve.
-const RESOLVE: Duration = Duration::from_secs(5);
-
-/// How long a TLS session may take to stand.
-const CONNECT: Duration = Duration::from_secs(4);
-
 /// How long a member may take to answer. It writes to its disk meanwhile.
 const ANSWER: Duration = Duration::from_secs(10);
-
-/// The most addresses tried behind one name.
-const MAX_ADDRESSES: usize = 8;
 
 /// The node that wants to join.
 #[derive(Clone, Debug)]
@@ -114,7 +106,8 @@ fn advice(attempts: &[Attempt]) -> &'static str {
     }
 }
 
-/// Joins the cluster of this join string: tries each seed, and each address behind it, in order.
+/// Joins the cluster of this join string: tries the seeds, and each address behind them, in order,
+/// one shortly after the other, and asks the first that answers.
 ///
 /// Not cancel safe in one respect: a join given up while a member answers may have been recorded
 /// there. Joining again with the same store and name then succeeds.
@@ -140,51 +133,34 @@ pub async fn join_as(
         Some(outside) => KeyRequest { key_der: outside.key.clone(), csr_der: outside.cert.clone() },
         None => KeyRequest::generate(newcomer.store)?,
     };
-    let mut attempts = Vec::new();
-    let mut seeds: VecDeque<Seed> = to.seeds.iter().cloned().collect();
+    let mut attempts: Vec<Attempt> = Vec::new();
+    let mut reach = Reach::new(to.token.ca);
+    to.seeds.iter().cloned().for_each(|seed| reach.add(seed));
     // Members may name others, once: one that is asked twice is asked no further.
-    let mut named = 0;
-    while let Some(seed) = seeds.pop_front() {
-        let fail =
-            |address, refused, reason| Attempt { seed: seed.clone(), address, refused, reason };
-        let addresses = match resolve(&seed).await {
-            Ok(addresses) => addresses,
-            Err(reason) => {
-                attempts.push(fail(None, false, reason));
-                continue;
+    let mut named: BTreeSet<Seed> = to.seeds.iter().cloned().collect();
+    while let Some(found) = reach.next().await {
+        let (seed, address, failed) = match found {
+            Found::NoAddress(seed, reason) => (seed, None, Failed::unanswered(reason)),
+            Found::Silent(seed, address, reason) => {
+                (seed, Some(address), Failed::unanswered(reason))
+            }
+            Found::Member(seed, address, connection) => {
+                match ask(&to.token, newcomer, &request, outside, address, connection).await {
+                    Ok(joined) => return Ok(joined),
+                    Err(failed) => (seed, Some(address), failed),
+                }
             }
         };
-        for address in addresses {
-            tracing::info!(%seed, %address, "asking to join");
-            match ask(&to.token, newcomer, &request, outside, address).await {
-                Ok(joined) => return Ok(joined),
-                Err(Failed { refused, reason, try_at }) => {
-                    tracing::warn!(%seed, %address, reason, "could not join here");
-                    attempts.push(fail(Some(address), refused, reason));
-                    for other in try_at.into_iter().map(Seed::from) {
-                        let known = attempts.iter().any(|tried| tried.seed == other);
-                        if named < MAX_ADDRESSES && !known && !seeds.contains(&other) {
-                            named += 1;
-                            seeds.push_back(other);
-                        }
-                    }
-                }
+        let Failed { refused, reason, try_at } = failed;
+        tracing::warn!(%seed, reason, "could not join here");
+        attempts.push(Attempt { seed, address, refused, reason });
+        for other in try_at.into_iter().map(Seed::from) {
+            if named.len() < to.seeds.len() + MAX_ADDRESSES && named.insert(other.clone()) {
+                reach.add(other);
             }
         }
     }
     Err(JoinError::NoneAdmitted(attempts))
-}
-
-async fn resolve(seed: &Seed) -> Result<Vec<SocketAddr>, String> {
-    let found = timeout(RESOLVE, tokio::net::lookup_host((seed.host.as_str(), seed.port))).await;
-    let mut addresses: Vec<SocketAddr> = match found {
-        Err(_) => return Err(format!("the name did not resolve within {} s", RESOLVE.as_secs())),
-        Ok(Err(error)) => return Err(format!("the name does not resolve: {error}")),
-        Ok(Ok(found)) => found.take(MAX_ADDRESSES).collect(),
-    };
-    let mut seen = std::collections::BTreeSet::new();
-    addresses.retain(|address| seen.insert(*address));
-    if addresses.is_empty() { Err("the name has no address".to_owned()) } else { Ok(addresses) }
 }
 
 struct Failed {
@@ -206,9 +182,8 @@ async fn ask(
     key: &KeyRequest,
     outside: Option<&Outside>,
     at: SocketAddr,
+    connection: JoinerConnection,
 ) -> Result<Joined, Failed> {
-    let connection =
-        flocker_quic::connect_to_join(at, token.ca, CONNECT).await.map_err(Failed::unanswered)?;
     let exporter =
         connection.exporter(flocker_quic::JOIN_EXPORTER_LABEL).map_err(Failed::unanswered)?;
     let request = Request {

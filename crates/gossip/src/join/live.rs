@@ -229,6 +229,25 @@ async fn dead_seeds_are_passed_over_and_all_are_listed_when_none_lives() {
 }
 
 #[tokio::test]
+async fn seeds_that_say_nothing_do_not_hold_up_one_that_answers() {
+    let member = Member::start();
+    let mute: Vec<UdpSocket> =
+        (0..6).map(|_| UdpSocket::bind(loopback()).expect("binds")).collect();
+    let mut line = member.line(&member.token);
+    let silent = mute.iter().map(|socket| socket.local_addr().expect("bound").into());
+    line.seeds = silent.chain([member.at.into()]).collect();
+    join(&line, &newcomer(1)).await.expect("joined");
+    // Refused by the member, it tries the silent ones to their end, each listed once.
+    let wrong = Token { secret: [0; 32], ..member.token.clone() };
+    line.token = wrong;
+    let attempts = attempts(join(&line, &newcomer(2)).await);
+    let listed: std::collections::BTreeSet<_> =
+        attempts.iter().map(|it| it.seed.to_string()).collect();
+    assert_eq!((attempts.len(), listed.len()), (7, 7), "{attempts:?}");
+    assert!(attempts[0].refused, "the one that answered was asked first: {attempts:?}");
+}
+
+#[tokio::test]
 async fn a_member_that_stops_serving_is_an_attempt_and_no_hang() {
     let mut member = Member::start();
     member.tasks.shutdown().await;

@@ -140,7 +140,7 @@ fn checksum(body: &[u8]) -> [u8; CHECK_LEN] {
 }
 
 /// An address to try first: a name or an address, and a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seed {
     /// A DNS name or an IP address, without brackets.
     pub host: String,
