@@ -87,14 +87,21 @@ fn start(mesh: &Mesh, count: &Count, tasks: &mut JoinSet<()>, n: u16, region: St
     };
     let store = wide_store(n);
     let (bytes, messages) = (Arc::clone(&count.bytes), Arc::clone(&count.messages));
-    let wire = Arc::new(Counted { wire: mesh.net.node(store), bytes, messages });
+    let wire: Arc<dyn Wire> = Arc::new(Counted { wire: mesh.net.node(store), bytes, messages });
     let (config, clock) = (MembershipConfig::default(), Arc::clone(&mesh.clock));
     let (membership, handlers) =
-        Membership::new(config, local, wire, Mesh::book(), clock).expect("starts");
+        Membership::new(config, local, Arc::clone(&wire), Mesh::book(), clock).expect("starts");
     for (kind, handler) in handlers {
         mesh.net.handle(store, kind, handler);
     }
     let (kill, running) = (CancellationToken::new(), membership.clone());
+    for (scope, seed) in [(Scope::Region, n), (Scope::Bridges, !n)] {
+        let (wire, clock) = (Arc::clone(&wire), Arc::clone(&mesh.clock));
+        let (watch, (kind, handler)) =
+            lookout(scope, membership.clone(), wire, clock, u64::from(seed));
+        mesh.net.handle(store, kind, handler);
+        tasks.spawn(watch.run(kill.clone()));
+    }
     let killed = kill.clone();
     tasks.spawn(async move {
         tokio::select! {
@@ -137,7 +144,9 @@ async fn measure(regions: u16, each: u16) {
     victim.kill.cancel();
     let died = Instant::now();
     let (mut own, mut others) = (Duration::ZERO, Duration::ZERO);
-    for node in nodes.iter().filter(|node| node.store != victim.store) {
+    let living = nodes.iter().filter(|node| node.store != victim.store);
+    let (near, far): (Vec<_>, Vec<_>) = living.partition(|node| node.region == victim.region);
+    for node in near.into_iter().chain(far) {
         wait(node, |v| v.nodes[&victim.store].liveness == Liveness::Suspected).await;
         let latest = if node.region == victim.region { &mut own } else { &mut others };
         *latest = (*latest).max(died.elapsed());
