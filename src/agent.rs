@@ -78,7 +78,7 @@ use control_plane::{ControlPlane, ControlThread, Setup};
 use data_port::{DataDialer, DataPort};
 use events::EventLog;
 use fence::LeaseFence;
-use guarding::LeaseGate;
+use guarding::{Fencing, LeaseGate};
 use hands::Hands;
 use home::Home;
 use masters::Masters;
@@ -139,7 +139,7 @@ impl Agent {
             .map_err(|e| anyhow!("the supervisor's settings: {e}"))?;
         let answers = Arc::new(Answers::new(tokio::runtime::Handle::current()));
         let leases = LeaseConfig::default();
-        let freeze_lead = leases.freeze_lead;
+        let fencing = Fencing::of(&leases);
         let setup = Setup {
             bind: SocketAddr::new(options.bind, options.control_port),
             advertised: Advertised::of(options),
@@ -154,7 +154,7 @@ impl Agent {
         };
         let (plane, control) = control_plane::start(&home, setup).await?;
         let started =
-            Self::compose(options, &home, &plane, &supervisor, clock, random, freeze_lead).await;
+            Self::compose(options, &home, &plane, &supervisor, clock, random, fencing).await;
         let (parts, data) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -165,7 +165,7 @@ impl Agent {
         };
         answers.ready(Arc::clone(&parts));
         let agent = Self { parts, supervisor, control: Some(control), founded: home.founded };
-        agent.spawn_tasks(plane, data, http, freeze_lead);
+        agent.spawn_tasks(plane, data, http, fencing);
         let authority = home.identity.authority();
         agent.spawn_api(socket, (authority.fingerprint(), authority.is_outside()));
         observed::spawn(&agent.supervisor, &agent.parts);
@@ -180,7 +180,7 @@ impl Agent {
         supervisor: &Supervisor,
         clock: Arc<dyn Clock>,
         mut random: StdRng,
-        freeze_lead: Duration,
+        fencing: Fencing,
     ) -> Result<(Arc<Parts>, (Endpoint, Peers))> {
         let wake = Arc::new(Notify::new());
         let promoted = Arc::new(Promoted::open(&home.folder.join("promoted"))?);
@@ -210,8 +210,7 @@ impl Agent {
             seed,
         )?;
         let proxy = Proxy::new(ProxyConfig::default(), Arc::new(dialer), Arc::clone(&clock));
-        let (engine, guard) =
-            engine_and_guard(home, plane, supervisor, &clock, freeze_lead).await?;
+        let (engine, guard) = engine_and_guard(home, plane, supervisor, &clock, fencing).await?;
         let parts = Parts {
             me: home.db.store_id(),
             name: home.name.clone(),
@@ -257,7 +256,7 @@ impl Agent {
         plane: ControlPlane,
         (endpoint, peers): (Endpoint, Peers),
         http: Option<(SocketAddr, StdListener)>,
-        freeze_lead: Duration,
+        fencing: Fencing,
     ) {
         let parts = &self.parts;
         let revocation = Arc::new(Revocation {
@@ -295,7 +294,7 @@ impl Agent {
         });
         let p = Arc::clone(parts);
         self.supervisor
-            .spawn("guard deadlines", move |stop| guarding::run(Arc::clone(&p), freeze_lead, stop));
+            .spawn("guard deadlines", move |stop| guarding::run(Arc::clone(&p), fencing, stop));
         let p = Arc::clone(parts);
         self.supervisor.spawn("tokens", move |stop| tokens::clear(Arc::clone(&p), stop));
         let events = Arc::new(tokio::sync::Mutex::new(plane.lease_events));
@@ -421,11 +420,12 @@ async fn engine_and_guard(
     plane: &ControlPlane,
     supervisor: &Supervisor,
     clock: &Arc<dyn Clock>,
-    freeze_lead: Duration,
+    fencing: Fencing,
 ) -> Result<(ProcessEngine, Guard)> {
     let exe = std::env::current_exe().context("cannot tell where this program is")?;
     let guard_dir = home.folder.join("guard");
-    let config = ClientConfig::new(exe.clone(), guard_dir.clone(), home.db.incarnation());
+    let mut config = ClientConfig::new(exe.clone(), guard_dir.clone(), home.db.incarnation());
+    config.frozen_limit = fencing.frozen_limit;
     let (guard, link) = Guard::connect_or_spawn(config).await?;
     let link = Arc::new(Mutex::new(Some(link)));
     supervisor.spawn("guard link", move |stop| {
@@ -442,7 +442,7 @@ async fn engine_and_guard(
         leases: plane.leases.clone(),
         guard: guard.clone(),
         clock: Arc::clone(clock),
-        freeze_lead,
+        freeze_lead: fencing.freeze_lead,
     };
     let config = ProcessConfig::new(home.folder.join("engine"), exe, guard_dir);
     let engine = ProcessEngine::open(config, Arc::clone(clock), Some(Arc::new(gate)))?;

@@ -22,6 +22,7 @@ use flocker_base::{BootTime, Epoch, Name, ServiceId, VolumeId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+pub mod cgroup;
 pub mod fake;
 pub mod group;
 pub mod launch;
@@ -33,6 +34,7 @@ mod readiness;
 mod record;
 mod watch;
 
+pub use cgroup::Cgroups;
 pub use group::ProcessGroup;
 pub(crate) use record::boot_id;
 

@@ -5,12 +5,13 @@
 //!                                                             │ table: service, pid, start,
 //!                                                             │        freeze_at, deadline
 //!                                                             ▼
-//!                                           SIGSTOP at freeze_at, SIGKILL at the deadline
+//!                                           frozen at freeze_at; past the deadline killed, or
+//!                                           kept frozen for a while if it stands still
 //! ```
 //!
 //! Invariants:
-//! - It acts by itself: no word from the agent is needed, and none can stop it from killing once
-//!   a deadline has passed.
+//! - It acts by itself: no word from the agent is needed. Past a deadline nothing runs, whatever an
+//!   agent says, unless the lease that it was frozen for is renewed.
 //! - A deadline moves only forward, only for the epoch it was given for, and only at the word of
 //!   the newest agent. (From "never" to an instant is the one exception: it is the safer side.)
 //! - It never waits: not for the disk, not for a peer. Its table is written by a second thread.
@@ -24,6 +25,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 mod client;
+mod hands;
 mod notes;
 mod peer;
 mod serve;
@@ -49,6 +51,9 @@ pub struct GuardOptions {
     pub runtime_dir: PathBuf,
     /// With no agent and nothing protected, it exits after this.
     pub linger: Duration,
+    /// How long a service that was frozen in time may stand still past its deadline, in case its
+    /// lease is renewed after all, before it is killed.
+    pub frozen_limit: Duration,
 }
 
 impl GuardOptions {
@@ -56,11 +61,14 @@ impl GuardOptions {
     #[must_use]
     pub fn to_arguments(&self) -> Vec<OsString> {
         let linger = self.linger.as_millis().to_string();
+        let frozen_limit = self.frozen_limit.as_millis().to_string();
         vec![
             "--runtime-dir".into(),
             self.runtime_dir.clone().into(),
             "--linger-ms".into(),
             linger.into(),
+            "--frozen-limit-ms".into(),
+            frozen_limit.into(),
         ]
     }
 
@@ -69,13 +77,17 @@ impl GuardOptions {
     /// # Errors
     /// For anything that [`Self::to_arguments`] does not write.
     pub fn parse(arguments: &[OsString]) -> anyhow::Result<Self> {
-        let (mut runtime_dir, mut linger) = (None, None);
+        let (mut runtime_dir, mut linger, mut frozen_limit) = (None, None, None);
+        let millis = |name: &OsString, value: &OsString| {
+            let millis = value.to_str().and_then(|v| v.parse().ok()).map(Duration::from_millis);
+            millis.with_context(|| format!("{}: no number", name.display()))
+        };
         for pair in arguments.chunks(2) {
             match pair {
                 [name, value] if name == "--runtime-dir" => runtime_dir = Some(value.into()),
-                [name, value] if name == "--linger-ms" => {
-                    let millis = value.to_str().and_then(|v| v.parse().ok());
-                    linger = Some(Duration::from_millis(millis.context("--linger-ms: no number")?));
+                [name, value] if name == "--linger-ms" => linger = Some(millis(name, value)?),
+                [name, value] if name == "--frozen-limit-ms" => {
+                    frozen_limit = Some(millis(name, value)?);
                 }
                 other => bail!("'flocker {SUBCOMMAND}' is for flocker's own use, not {other:?}"),
             }
@@ -84,7 +96,9 @@ impl GuardOptions {
         if !runtime_dir.is_absolute() {
             bail!("--runtime-dir must be an absolute path");
         }
-        Ok(Self { runtime_dir, linger: linger.context("--linger-ms is missing")? })
+        let linger = linger.context("--linger-ms is missing")?;
+        // An agent of before there was one killed at the deadline.
+        Ok(Self { runtime_dir, linger, frozen_limit: frozen_limit.unwrap_or_default() })
     }
 }
 
@@ -103,14 +117,18 @@ mod tests {
 
     #[test]
     fn arguments_are_read_as_they_were_written() {
-        let options =
-            GuardOptions { runtime_dir: "/run/x y".into(), linger: Duration::from_millis(700) };
+        let options = GuardOptions {
+            runtime_dir: "/run/x y".into(),
+            linger: Duration::from_millis(700),
+            frozen_limit: Duration::from_secs(60),
+        };
         assert_eq!(GuardOptions::parse(&options.to_arguments()).expect("reads"), options);
         for bad in [
             &["--runtime-dir"][..],
             &["--runtime-dir", "/x"],
             &["--runtime-dir", "x", "--linger-ms", "1"],
             &["--runtime-dir", "/x", "--linger-ms", "soon"],
+            &["--runtime-dir", "/x", "--linger-ms", "1", "--frozen-limit-ms", "-1"],
             &["--other", "1"],
         ] {
             let bad: Vec<OsString> = bad.iter().map(OsString::from).collect();

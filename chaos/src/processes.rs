@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use flocker::engine::cgroup;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 const MARK_GUARD: &[u8] = b"FLOCKER_GUARD=";
@@ -72,7 +73,7 @@ impl Finder {
             };
             known.insert(key, marks.clone());
             if let Some(Marks { service, epoch, guard }) = marks {
-                let runs = stat.runs();
+                let runs = stat.runs() && !cgroup::is_frozen(pid);
                 found.push(Instance { pid, started: stat.started, service, epoch, guard, runs });
             }
         }
@@ -84,6 +85,7 @@ impl Finder {
     #[must_use]
     pub fn still_runs(instance: &Instance) -> bool {
         Stat::of(instance.pid).is_some_and(|s| s.started == instance.started && s.runs())
+            && !cgroup::is_frozen(instance.pid)
     }
 
     fn marks(&self, pid: u32) -> Looked {

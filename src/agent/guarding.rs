@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use flocker_base::{BootTime, Clock, Epoch, ServiceId, VolumeId};
-use flocker_gossip::lease::Leases;
+use flocker_gossip::lease::{LeaseConfig, Leases};
 use tokio_util::sync::CancellationToken;
 
 use super::parts::{Parts, locked};
@@ -18,6 +18,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A service is not started under a lease that ends sooner than this: it would be frozen before
 /// it is up.
 const ROOM_TO_START: Duration = Duration::from_millis(300);
+
+/// The times of a lease that the guard works by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fencing {
+    /// How long before its lease's end a service is frozen.
+    pub(super) freeze_lead: Duration,
+    /// How long it may then stand still, in case the lease is renewed after all.
+    pub(super) frozen_limit: Duration,
+}
+
+impl Fencing {
+    pub(super) const fn of(leases: &LeaseConfig) -> Self {
+        Self { freeze_lead: leases.freeze_lead, frozen_limit: leases.frozen_limit }
+    }
+}
 
 /// Lets services start under a lease alone, and puts them under the guard before their first
 /// instruction.
@@ -51,7 +66,7 @@ fn lease_end(leases: &Leases, volume: VolumeId, epoch: Epoch, now: BootTime) -> 
 /// Moves the guard's deadlines along with the leases, until told to stop.
 pub(super) async fn run(
     parts: Arc<Parts>,
-    freeze_lead: Duration,
+    fencing: Fencing,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     loop {
@@ -68,7 +83,11 @@ pub(super) async fn run(
                 Some(Extension {
                     service: instance.service,
                     epoch: instance.epoch,
-                    freeze_at: if never { until } else { until.saturating_sub(freeze_lead) },
+                    freeze_at: if never {
+                        until
+                    } else {
+                        until.saturating_sub(fencing.freeze_lead)
+                    },
                     deadline: until,
                     keep_frozen: locked(&parts.snapshotting).contains(&instance.service),
                 })

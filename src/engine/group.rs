@@ -41,6 +41,12 @@ impl Stat {
     fn is_stopped(&self) -> bool {
         thread_states(self.pid).all(|s| matches!(s, b'T' | b't') || is_dead(s))
     }
+
+    /// Whether it runs no code: it is stopped, or dead.
+    #[must_use]
+    pub fn stands_still(&self) -> bool {
+        !self.is_living() || self.is_stopped()
+    }
 }
 
 /// The command's name stands in brackets and may hold brackets and spaces itself.
@@ -69,6 +75,11 @@ fn thread_states(pid: u32) -> impl Iterator<Item = u8> {
 pub(crate) fn every_pid() -> io::Result<impl Iterator<Item = u32>> {
     let entries = fs::read_dir("/proc")?;
     Ok(entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()))
+}
+
+/// Every process of the machine that this one may see, as it is.
+pub(crate) fn every_stat() -> io::Result<impl Iterator<Item = Stat>> {
+    Ok(every_pid()?.filter_map(Stat::read))
 }
 
 /// The numbers of all groups of the machine in which something runs.

@@ -32,6 +32,16 @@ pub fn is_of_service(pid: u32, service: ServiceId) -> bool {
     environment(pid).is_some_and(|e| holds(&e, SERVICE, service.to_string().as_bytes()))
 }
 
+/// Whether the process is of this start of the service, and this guard's.
+#[must_use]
+pub fn is_of_start(pid: u32, guard: &Path, service: ServiceId, epoch: Epoch) -> bool {
+    environment(pid).is_some_and(|e| {
+        holds(&e, GUARD, guard.as_os_str().as_bytes())
+            && holds(&e, SERVICE, service.to_string().as_bytes())
+            && holds(&e, EPOCH, epoch.to_string().as_bytes())
+    })
+}
+
 /// Kills what is left of these starts of services anywhere on this machine, children that left
 /// their group included; says how many it found.
 ///

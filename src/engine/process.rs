@@ -18,6 +18,7 @@ use rustix::process::Signal;
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinSet;
 
+use super::cgroup::{Cgroup, Cgroups};
 use super::group::Sent;
 use super::record::{Record, boot_id};
 use super::watch::Running;
@@ -48,6 +49,8 @@ pub struct ProcessConfig {
     pub freeze_limit: Duration,
     /// A command that is not running after this has failed to start.
     pub start_limit: Duration,
+    /// Whether services are put into control groups where that can be done.
+    pub enclose: bool,
 }
 
 impl ProcessConfig {
@@ -62,6 +65,7 @@ impl ProcessConfig {
             log_limit_bytes: 8 << 20,
             freeze_limit: Duration::from_millis(100),
             start_limit: Duration::from_secs(10),
+            enclose: true,
         }
     }
 
@@ -107,6 +111,7 @@ pub(super) struct Inner {
     clock: Arc<dyn Clock>,
     gate: Option<Arc<dyn LaunchGate>>,
     boot: String,
+    cgroups: Option<Cgroups>,
     services: Mutex<BTreeMap<ServiceId, Slot>>,
     exits: broadcast::Sender<Exit>,
 }
@@ -144,11 +149,13 @@ impl ProcessEngine {
         }
         let boot = boot_id().map_err(|e| unusable(Path::new("/proc"), e))?;
         let records = Record::load_all(&config.records()).map_err(EngineError::Open)?;
+        let cgroups = Cgroups::open(&config.guard_dir).filter(|_| config.enclose);
         let inner = Arc::new(Inner {
             config,
             clock,
             gate,
             boot,
+            cgroups,
             services: Mutex::default(),
             exits: broadcast::channel(EXITS_QUEUED).0,
         });
@@ -171,6 +178,9 @@ impl ProcessEngine {
         let same_boot = record.boot == self.inner.boot;
         match Running::adopt(record).filter(|_| same_boot) {
             Some(running) => {
+                if self.inner.cgroup(&running).is_some_and(|cgroup| cgroup.is_frozen()) {
+                    running.hold_for_lease();
+                }
                 tracing::info!(%service, pid, "adopted a service that an earlier agent started");
                 self.watch(Arc::new(running));
             }
@@ -197,6 +207,7 @@ impl ProcessEngine {
     async fn end(&self, running: &Running) -> Result<Exit, EngineError> {
         running.asked.store(true, Ordering::Release);
         running.signal("kill", Signal::KILL)?;
+        self.inner.kill_enclosed(running);
         running.ended(KILL_LIMIT).await.ok_or(EngineError::Stuck {
             service: running.record.launch.service,
             pid: running.record.pid,
@@ -218,8 +229,26 @@ impl Inner {
         }
     }
 
+    /// The control group that the service is in, if it is in one.
+    pub(super) fn cgroup(&self, running: &Running) -> Option<Cgroup> {
+        self.cgroups.as_ref()?.of(&running.record.group())
+    }
+
+    /// Kills what is in the service's control group. A frozen one hears of no signal before.
+    fn kill_enclosed(&self, running: &Running) {
+        if let Some(cgroup) = self.cgroup(running)
+            && let Err(e) = cgroup.kill()
+        {
+            tracing::warn!(service = %running.record.launch.service, "cannot kill its control group: {e}");
+        }
+    }
+
     /// Nothing of the service is left: says so, in the order in which it is true.
     pub(super) fn has_ended(&self, running: &Running, exit: Exit) {
+        if let (Some(cgroups), Some(cgroup)) = (&self.cgroups, self.cgroup(running)) {
+            cgroup.remove();
+            cgroups.close();
+        }
         self.forget(exit.service);
         self.slots().remove(&exit.service);
         tracing::info!(service = %exit.service, pid = exit.pid, how = %exit.how, asked = exit.asked, "a service ended");
@@ -235,6 +264,7 @@ impl Inner {
 
     /// Ends children that left the group, too.
     pub(super) fn kill_strays(&self, running: &Running) {
+        self.kill_enclosed(running);
         let launch = &running.record.launch;
         match mark::kill_strays(&self.config.guard_dir, &[(launch.service, launch.epoch)]) {
             Ok(0) => {}
@@ -274,7 +304,12 @@ impl Engine for ProcessEngine {
             });
             all.collect()
         };
-        running.iter().map(|r| r.instance()).collect()
+        let instance = |running: &Arc<Running>| {
+            let mut instance = running.instance();
+            instance.frozen |= self.inner.cgroup(running).is_some_and(|c| c.is_frozen());
+            instance
+        };
+        running.iter().map(instance).collect()
     }
 
     fn freeze(&self, service: ServiceId, hold: Hold) -> Result<(), EngineError> {
@@ -282,7 +317,16 @@ impl Engine for ProcessEngine {
     }
 
     fn thaw(&self, service: ServiceId, hold: Hold) -> Result<(), EngineError> {
-        self.inner.running(service)?.thaw(hold)
+        let running = self.inner.running(service)?;
+        running.thaw(hold)?;
+        // Only a lease's end freezes a control group.
+        match self.inner.cgroup(&running).filter(|_| hold == Hold::Lease) {
+            Some(cgroup) => {
+                let action = "thaw";
+                cgroup.thaw().map_err(|source| EngineError::System { action, service, source })
+            }
+            None => Ok(()),
+        }
     }
 
     async fn stop(&self, service: ServiceId, grace: Duration) -> Result<Exit, EngineError> {

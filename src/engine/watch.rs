@@ -56,9 +56,14 @@ impl Running {
         }
         let running = Self::new(record, handle);
         if group.is_frozen() {
-            running.holds().insert(Hold::Lease);
+            running.hold_for_lease();
         }
         Some(running)
+    }
+
+    /// It was found frozen: it does not run on before its lease is known to stand.
+    pub(super) fn hold_for_lease(&self) {
+        self.holds().insert(Hold::Lease);
     }
 
     pub(super) fn handle(pid: u32) -> io::Result<OwnedFd> {

@@ -35,6 +35,8 @@ pub struct ClientConfig {
     pub incarnation: Incarnation,
     /// With no agent and nothing protected, the guard exits after this.
     pub linger: Duration,
+    /// How long what was frozen in time may stand still past its deadline.
+    pub frozen_limit: Duration,
     /// A guard that does not answer within this is replaced.
     pub call_deadline: Duration,
     /// A guard that is not there within this after it was started counts as failed.
@@ -50,6 +52,7 @@ impl ClientConfig {
             runtime_dir,
             incarnation,
             linger: Duration::from_millis(500),
+            frozen_limit: Duration::from_secs(60),
             call_deadline: Duration::from_millis(500),
             spawn_deadline: Duration::from_secs(5),
         }

@@ -13,16 +13,17 @@ use anyhow::{Context, bail};
 use flocker_base::{BootTime, Clock, Incarnation, SystemClock};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::FlockOperation;
-use rustix::process::{Resource, Signal};
+use rustix::process::Resource;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
+use super::hands::Hands;
 use super::notes::Notes;
 use super::peer::{Peer, PeerError};
 use super::store::{self, Found};
 use super::table::{Action, Event, Table};
-use super::wire::{Reply, Request};
+use super::wire::{Protected, Reply, Request};
 use super::{GuardOptions, LOCK, SOCKET};
-use crate::engine::group::{Stat, living_groups};
+use crate::engine::group::{Sent, Stat, living_groups};
 use crate::engine::{ProcessGroup, mark};
 
 const MOST_PEERS: usize = 16;
@@ -45,6 +46,8 @@ pub(super) fn run(options: &GuardOptions) -> anyhow::Result<()> {
     let notes = Notes::start(folder.clone()).context("cannot start a thread")?;
     stand_apart(&notes);
     let table = restore(folder, &notes).context("cannot read /proc")?;
+    let hands = Hands::new(folder);
+    notes.say(format!("services are frozen by {}", hands.name()));
     let listener = listen(folder)?;
     let timer = rustix::time::timerfd_create(
         TimerfdClockId::Boottime,
@@ -55,7 +58,8 @@ pub(super) fn run(options: &GuardOptions) -> anyhow::Result<()> {
     let mut shell = Shell {
         boot: crate::engine::boot_id().context("cannot read the boot's id")?,
         options: options.clone(),
-        table,
+        table: table.with_frozen_limit(options.frozen_limit),
+        hands,
         listener,
         timer,
         notes,
@@ -67,6 +71,7 @@ pub(super) fn run(options: &GuardOptions) -> anyhow::Result<()> {
     };
     let outcome = shell.serve();
     fs::remove_file(folder.join(SOCKET)).ok();
+    shell.hands.close();
     shell.notes.end();
     if outcome.is_ok() {
         store::remove(folder);
@@ -153,6 +158,7 @@ struct Shell {
     options: GuardOptions,
     boot: String,
     table: Table,
+    hands: Hands,
     listener: UnixListener,
     timer: OwnedFd,
     notes: Notes,
@@ -286,29 +292,30 @@ impl Shell {
     /// Signals first, then looks at what is left.
     fn act(&mut self, actions: &[Action]) {
         let mut killed = Vec::new();
+        let mut looked_at = Vec::new();
         for action in actions {
-            let (protected, signal, word) = match action {
-                Action::Freeze { protected, first } => {
-                    (protected, Signal::STOP, first.then_some("froze"))
+            let (protected, sent, word) = match action {
+                Action::Freeze { protected, first, overdue } => {
+                    if *overdue {
+                        looked_at.push(*protected);
+                    }
+                    (protected, self.hands.freeze(&protected.group), first.then_some("froze"))
                 }
-                Action::Thaw(protected) => (protected, Signal::CONT, Some("thawed")),
+                Action::Thaw { protected, keep_frozen } => {
+                    (protected, self.hands.thaw(&protected.group, *keep_frozen), Some("thawed"))
+                }
                 Action::Kill { protected, first } => {
                     if *first {
                         killed.push((protected.group.service, protected.epoch));
                     }
-                    (protected, Signal::KILL, first.then_some("killed"))
+                    (protected, self.hands.kill(&protected.group), first.then_some("killed"))
                 }
             };
-            let sent = protected.group.signal(signal);
             if let Some(word) = word {
-                let (service, epoch, pid) =
-                    (protected.group.service, protected.epoch, protected.group.leader);
-                let outcome = sent.map_or_else(|e| e.to_string(), |sent| format!("{sent:?}"));
-                self.notes
-                    .say(format!("{word} service {service} epoch {epoch} pid {pid}: {outcome}"));
-                self.changed = true;
+                self.tell(word, protected, sent);
             }
         }
+        self.look(&looked_at);
         if !killed.is_empty()
             && let Err(e) = mark::kill_strays(&self.options.runtime_dir, &killed)
         {
@@ -319,11 +326,34 @@ impl Shell {
         }
     }
 
+    fn tell(&mut self, word: &str, protected: &Protected, sent: io::Result<Sent>) {
+        let (service, epoch, pid) =
+            (protected.group.service, protected.epoch, protected.group.leader);
+        let outcome = sent.map_or_else(|e| e.to_string(), |sent| format!("{sent:?}"));
+        self.notes.say(format!("{word} service {service} epoch {epoch} pid {pid}: {outcome}"));
+        self.changed = true;
+    }
+
+    /// Kills at once what does not stand still past its deadline.
+    fn look(&mut self, overdue: &[Protected]) {
+        if overdue.is_empty() {
+            return;
+        }
+        let moving = self.hands.moving(overdue, &self.options.runtime_dir);
+        for protected in moving {
+            let mut actions = Vec::new();
+            let event = Event::Moves(protected.group);
+            self.table.step(SystemClock.boot(), event, &mut actions);
+            self.act(&actions);
+        }
+    }
+
     fn forget_gone(&mut self, asked: impl Fn(&ProcessGroup) -> bool) {
         let Ok(living) = living_groups() else { return };
         let held: Vec<ProcessGroup> = self.table.held().map(|(p, _)| p.group).collect();
         for group in held.into_iter().filter(asked) {
-            if !living.contains(&group.leader) || !group.is_proven() {
+            let stands = living.contains(&group.leader) && group.is_proven();
+            if !stands && self.hands.is_empty(&group) {
                 self.table.step(SystemClock.boot(), Event::Gone(group), &mut Vec::new());
                 self.changed = true;
             }

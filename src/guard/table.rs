@@ -1,6 +1,8 @@
 //! The guard's core: what is held to which deadline, and what is to be done when. Pure.
 //!
-//! It must never let a deadline fall back, nor spare a service whose deadline has passed.
+//! It must never let a deadline fall back, nor let a service whose deadline has passed run: that is
+//! killed, or, if it was frozen in time and is seen to stand still, kept so for a while. Then it goes
+//! on if the same lease is renewed after all.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,9 +26,17 @@ pub enum Action {
         protected: Protected,
         /// Not a repetition.
         first: bool,
+        /// Its deadline has passed: the shell looks whether all of it stands still, and says
+        /// [`Event::Moves`] if not.
+        overdue: bool,
     },
     /// Let it run on.
-    Thaw(Protected),
+    Thaw {
+        /// Whom.
+        protected: Protected,
+        /// The engine holds it for a reason of its own.
+        keep_frozen: bool,
+    },
     /// Kill it, and tell the table once it is gone.
     Kill {
         /// Whom.
@@ -46,6 +56,8 @@ pub enum Event<'a> {
     Asked(Incarnation, &'a Request),
     /// No process of this group is left.
     Gone(ProcessGroup),
+    /// Something of this group was seen running, or not seen standing still.
+    Moves(ProcessGroup),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +66,17 @@ struct Held {
     phase: Phase,
     /// When to say the freeze or kill again.
     again: BootTime,
+    /// Since when it is to stand still.
+    frozen_at: BootTime,
+    /// Its deadline has passed and it was to be looked at.
+    overdue: bool,
+}
+
+impl Held {
+    const fn new(protected: Protected, phase: Phase) -> Self {
+        let (again, frozen_at) = (BootTime::ZERO, BootTime::ZERO);
+        Self { protected, phase, again, frozen_at, overdue: false }
+    }
 }
 
 /// See the module.
@@ -61,16 +84,27 @@ struct Held {
 pub struct Table {
     newest: Incarnation,
     held: BTreeMap<ProcessGroup, Held>,
+    /// How long a service may stand frozen, its deadline passed. Nobody else runs it until its
+    /// lease's end, and it runs no more itself; if the same lease is renewed it goes on.
+    frozen_limit: Duration,
 }
 
 impl Table {
     /// The table with this content, as a guard before this one left it.
     #[must_use]
     pub fn restored(newest: Incarnation, held: Vec<(Protected, Phase)>) -> Self {
-        let held = held.into_iter().map(|(protected, phase)| {
-            (protected.group, Held { protected, phase, again: BootTime::ZERO })
-        });
-        Self { newest, held: held.collect() }
+        let held = held
+            .into_iter()
+            .map(|(protected, phase)| (protected.group, Held::new(protected, phase)));
+        Self { newest, held: held.collect(), frozen_limit: Duration::ZERO }
+    }
+
+    /// With this limit to how long a service may stand frozen; without one it is killed at its
+    /// deadline.
+    #[must_use]
+    pub const fn with_frozen_limit(mut self, limit: Duration) -> Self {
+        self.frozen_limit = limit;
+        self
     }
 
     /// The newest agent seen.
@@ -101,6 +135,7 @@ impl Table {
     pub fn next_deadline(&self) -> BootTime {
         let due = self.held.values().map(|h| match h.phase {
             Phase::Running => h.protected.freeze_at.min(h.protected.deadline),
+            Phase::Frozen if h.overdue => h.again,
             Phase::Frozen => h.again.min(h.protected.deadline),
             Phase::Killing => h.again,
         });
@@ -115,6 +150,14 @@ impl Table {
             Event::Tick => Reply::Done,
             Event::Gone(group) => {
                 self.held.remove(&group);
+                Reply::Done
+            }
+            Event::Moves(group) => {
+                if let Some(held) = self.held.get_mut(&group).filter(|held| held.overdue)
+                    && held.phase == Phase::Frozen
+                {
+                    held.kill(now, actions);
+                }
                 Reply::Done
             }
             Event::Asked(from, request) => {
@@ -173,8 +216,7 @@ impl Table {
         if self.held.len() >= MOST_PROTECTED {
             return Reply::Refused(format!("{MOST_PROTECTED} services are held already"));
         }
-        let held = Held { protected: wanted, phase: Phase::Running, again: BootTime::ZERO };
-        self.held.insert(wanted.group, held);
+        self.held.insert(wanted.group, Held::new(wanted, Phase::Running));
         Reply::Done
     }
 
@@ -191,9 +233,9 @@ impl Table {
             old.deadline = old.deadline.max(wanted.deadline);
             if held.phase == Phase::Frozen && now < old.freeze_at {
                 held.phase = Phase::Running;
-                if !wanted.keep_frozen {
-                    actions.push(Action::Thaw(held.protected));
-                }
+                held.overdue = false;
+                let (protected, keep_frozen) = (held.protected, wanted.keep_frozen);
+                actions.push(Action::Thaw { protected, keep_frozen });
             }
         }
         any
@@ -206,25 +248,43 @@ impl Table {
     }
 
     fn tick(&mut self, now: BootTime, actions: &mut Vec<Action>) {
+        let limit = self.frozen_limit;
         for held in self.held.values_mut() {
-            let protected = held.protected;
-            let due = if now >= protected.deadline || held.phase == Phase::Killing {
-                Phase::Killing
-            } else if now >= protected.freeze_at || held.phase == Phase::Frozen {
-                Phase::Frozen
-            } else {
-                continue;
-            };
-            let first = held.phase != due;
-            if !first && now < held.again {
-                continue;
+            held.tick(now, limit, actions);
+        }
+    }
+}
+
+impl Held {
+    fn tick(&mut self, now: BootTime, frozen_limit: Duration, actions: &mut Vec<Action>) {
+        let protected = self.protected;
+        let frozen = self.phase == Phase::Frozen;
+        // What was not frozen in time must not run a moment longer.
+        let spared = frozen && now < self.frozen_at + frozen_limit;
+        if self.phase == Phase::Killing || (now >= protected.deadline && !spared) {
+            self.kill(now, actions);
+        } else if frozen || now >= protected.freeze_at {
+            if !frozen {
+                self.frozen_at = now;
             }
-            held.phase = due;
-            held.again = now + AGAIN;
-            actions.push(match due {
-                Phase::Killing => Action::Kill { protected, first },
-                _ => Action::Freeze { protected, first },
-            });
+            // The deadline itself is a moment to look, whenever the last look was.
+            let passes = now >= protected.deadline && !self.overdue;
+            if !frozen || passes || now >= self.again {
+                self.phase = Phase::Frozen;
+                self.overdue = now >= protected.deadline;
+                self.again = now + AGAIN;
+                let (first, overdue) = (!frozen, self.overdue);
+                actions.push(Action::Freeze { protected, first, overdue });
+            }
+        }
+    }
+
+    fn kill(&mut self, now: BootTime, actions: &mut Vec<Action>) {
+        let first = self.phase != Phase::Killing;
+        if first || now >= self.again {
+            self.phase = Phase::Killing;
+            self.again = now + AGAIN;
+            actions.push(Action::Kill { protected: self.protected, first });
         }
     }
 }

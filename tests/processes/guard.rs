@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flocker::engine::process::ProcessEngine;
+use flocker::engine::process::{ProcessConfig, ProcessEngine};
 use flocker::engine::{Engine, Instance, ProcessGroup};
 use flocker::guard::wire::Request;
 use flocker::guard::{
@@ -53,12 +53,25 @@ struct Agent {
 }
 
 impl Agent {
+    /// Its guard kills at the deadline.
     async fn new(folder: &Path, incarnation: u64) -> Self {
+        Self::patient(folder, incarnation, Duration::ZERO, true).await
+    }
+
+    /// Its guard keeps what it froze in time for this long.
+    async fn patient(
+        folder: &Path,
+        incarnation: u64,
+        frozen_limit: Duration,
+        enclose: bool,
+    ) -> Self {
         let client = ClientConfig::new(exe(), guard_dir(folder), Incarnation(incarnation));
+        let client = ClientConfig { frozen_limit, ..client };
         let (guard, link) = Guard::connect_or_spawn(client).await.expect("a guard");
         let mut links = JoinSet::new();
         links.spawn(link.run(CancellationToken::new()));
-        let engine = ProcessEngine::open(config(folder), Arc::new(SystemClock), None);
+        let config = ProcessConfig { enclose, ..config(folder) };
+        let engine = ProcessEngine::open(config, Arc::new(SystemClock), None);
         Self { engine: engine.expect("opens"), guard, links }
     }
 
@@ -148,6 +161,62 @@ async fn an_extension_moves_the_deadline_and_thaws() {
 }
 
 #[tokio::test]
+async fn what_stands_still_past_its_deadline_goes_on_if_its_lease_is_renewed_after_all() {
+    for enclose in [true, false] {
+        let folder = Sandbox::new();
+        let agent = Agent::patient(folder.path(), 1, FAR, enclose).await;
+        let instance = agent.service(folder.path(), 1).await;
+        let held = protected(&instance, ms(100), ms(400));
+        agent.guard.protect(held).await.expect("protects");
+        until("its deadline has passed", || now() > held.deadline + ms(300)).await;
+        assert!(is_stopped(instance.pid), "it stands still");
+        assert_eq!(agent.guard.list().await.expect("lists"), [(held, Phase::Frozen)]);
+        assert!(agent.engine.instances().await[0].frozen);
+        let other = Extension {
+            epoch: instance.epoch.next(),
+            ..Extension::of(&held, now() + FAR, now() + FAR)
+        };
+        assert_eq!(agent.guard.extend(vec![other]).await.expect("asks"), [instance.service]);
+        assert!(is_stopped(instance.pid), "another epoch's lease is no reason");
+        let renewed = Extension::of(&held, now() + FAR, now() + FAR * 2);
+        assert_eq!(agent.guard.extend(vec![renewed]).await.expect("extends"), []);
+        until("it runs again", || !is_stopped(instance.pid)).await;
+        agent.engine.kill(instance.service).await.expect("kills");
+    }
+}
+
+#[tokio::test]
+async fn it_stands_still_for_the_limit_and_no_longer_though_the_agent_is_gone() {
+    for enclose in [true, false] {
+        let folder = Sandbox::new();
+        let agent = Agent::patient(folder.path(), 1, ms(1500), enclose).await;
+        let instance = agent.service(folder.path(), 1).await;
+        let held = protected(&instance, ms(100), ms(400));
+        agent.guard.protect(held).await.expect("protects");
+        drop(agent);
+        until("its deadline has passed", || now() > held.deadline + ms(100)).await;
+        assert!(is_stopped(instance.pid), "it stands still");
+        dies_at(instance.pid, held.freeze_at + ms(1500)).await;
+        guard_leaves(folder.path()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_is_held_frozen_is_killed_at_its_agents_word() {
+    for enclose in [true, false] {
+        let folder = Sandbox::new();
+        let agent = Agent::patient(folder.path(), 1, FAR, enclose).await;
+        let instance = agent.service(folder.path(), 1).await;
+        agent.guard.protect(protected(&instance, ms(0), ms(200))).await.expect("protects");
+        until("it stands still", || is_stopped(instance.pid)).await;
+        agent.engine.kill(instance.service).await.expect("kills");
+        agent.guard.release(instance.service).await.expect("releases");
+        drop(agent);
+        guard_leaves(folder.path()).await;
+    }
+}
+
+#[tokio::test]
 async fn the_agent_replaces_a_guard_that_died_or_hangs_and_nothing_is_lost() {
     let folder = Sandbox::new();
     let agent = Agent::new(folder.path(), 1).await;
@@ -181,7 +250,11 @@ async fn the_agent_replaces_a_guard_that_died_or_hangs_and_nothing_is_lost() {
 }
 
 fn start_guard(folder: &Path) -> std::process::Child {
-    let options = GuardOptions { runtime_dir: guard_dir(folder), linger: ms(200) };
+    let options = GuardOptions {
+        runtime_dir: guard_dir(folder),
+        linger: ms(200),
+        frozen_limit: Duration::ZERO,
+    };
     let mut command = Command::new(exe());
     command.arg("guard").args(options.to_arguments()).stderr(Stdio::null());
     command.spawn().expect("starts")

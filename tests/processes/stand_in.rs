@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flocker::engine::process::ProcessEngine;
+use flocker::engine::process::{ProcessConfig, ProcessEngine};
 use flocker::engine::{Engine, Launch, LaunchGate, ProcessGroup};
 use flocker::guard::{ClientConfig, Extension, Guard, Protected};
 use flocker_base::{BootTime, Incarnation, SystemClock};
@@ -68,11 +68,13 @@ impl LaunchGate for Gate {
 async fn agent() {
     let folder = PathBuf::from(std::env::var_os(FOLDER).expect("started by a test"));
     let client = ClientConfig::new(exe(), folder.join("guard"), Incarnation(1));
+    let client = ClientConfig { frozen_limit: Duration::ZERO, ..client };
     let (guard, link) = Guard::connect_or_spawn(client).await.expect("a guard");
     let gate: Arc<dyn LaunchGate> = Arc::new(Gate(guard.clone()));
     let work = async {
-        let engine =
-            ProcessEngine::open(config(&folder), Arc::new(SystemClock), Some(gate)).expect("opens");
+        // Stopped by signals, as where there are no control groups.
+        let config = ProcessConfig { enclose: false, ..config(&folder) };
+        let engine = ProcessEngine::open(config, Arc::new(SystemClock), Some(gate)).expect("opens");
         let wanted = launch(&folder, 1, &["sleep", "1000"]);
         let instance = engine.start(&wanted).await.expect("starts");
         loop {

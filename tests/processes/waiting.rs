@@ -32,8 +32,9 @@ pub(crate) fn state_of(pid: u32) -> Option<u8> {
     (!matches!(stat.state, b'Z' | b'X') || threads() > 1).then_some(stat.state)
 }
 
+/// Whether it is stopped by a signal or by its control group.
 pub(crate) fn is_stopped(pid: u32) -> bool {
-    state_of(pid) == Some(b'T')
+    state_of(pid).is_some_and(|state| state == b'T' || flocker::engine::cgroup::is_frozen(pid))
 }
 
 pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {

@@ -92,7 +92,7 @@ pub(super) async fn start(
         }
         Err(reason) => {
             engine.inner.forget(reserved.service);
-            held.abandon().await;
+            held.abandon(&engine.inner, reserved.service).await;
             Err(failed(reason))
         }
     }
@@ -160,6 +160,10 @@ impl HeldBack {
         }
         let group = ProcessGroup::led_by(launch.service, self.pid)
             .ok_or_else(|| "its process ended before the command ran".to_owned())?;
+        if let Some(cgroups) = &inner.cgroups {
+            let enclosed = cgroups.enclose(&group);
+            enclosed.map_err(|e| format!("cannot put it into a control group: {e}"))?;
+        }
         let record = Record {
             boot: inner.boot.clone(),
             pid: self.pid,
@@ -188,12 +192,18 @@ impl HeldBack {
     }
 
     /// Ends the process whatever it is doing, and waits for it: it is our child.
-    async fn abandon(self) {
+    async fn abandon(self, inner: &Inner, service: ServiceId) {
         drop(self.control);
+        // While the process stands, zombie or not, its number tells which group was its own.
+        let group = ProcessGroup::led_by(service, self.pid);
         rustix::process::pidfd_send_signal(&self.handle, Signal::KILL).ok();
         let handle = self.handle;
         let reaped = tokio::task::spawn_blocking(move || Running::reap(&handle));
         tokio::time::timeout(Duration::from_secs(5), reaped).await.ok();
+        let cgroup = group.and_then(|group| inner.cgroups.as_ref()?.of(&group));
+        if let Some(cgroup) = cgroup {
+            cgroup.remove();
+        }
     }
 }
 

@@ -146,7 +146,11 @@ fn start(config: &ClientConfig) -> Result<tokio::process::Child, String> {
         log.append(true)
     };
     let log = log.open(&path).map_err(|e| format!("cannot open {}: {e}", path.display()))?;
-    let options = GuardOptions { runtime_dir: config.runtime_dir.clone(), linger: config.linger };
+    let options = GuardOptions {
+        runtime_dir: config.runtime_dir.clone(),
+        linger: config.linger,
+        frozen_limit: config.frozen_limit,
+    };
     let mut command = Command::new(&config.exe);
     command.arg(SUBCOMMAND).args(options.to_arguments()).env_clear().current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(false);

@@ -32,6 +32,10 @@ fn extension(service: u8, counter: u64, freeze: u64, deadline: u64) -> Extension
     }
 }
 
+const fn freeze(protected: Protected, first: bool) -> Action {
+    Action::Freeze { protected, first, overdue: false }
+}
+
 /// A table, driven, with the newest reply and actions.
 #[derive(Default)]
 struct Driven {
@@ -64,15 +68,74 @@ fn it_freezes_then_kills_and_repeats_until_gone() {
     assert_eq!(d.ask(0, &Request::Protect(p)), Reply::Done);
     assert_eq!(d.table.next_deadline(), at(1000));
     assert_eq!(d.tick(999), []);
-    assert_eq!(d.tick(1000), [Action::Freeze { protected: p, first: true }]);
+    assert_eq!(d.tick(1000), [freeze(p, true)]);
     assert_eq!(d.table.next_deadline(), at(1025));
     assert_eq!(d.tick(1024), []);
-    assert_eq!(d.tick(1025), [Action::Freeze { protected: p, first: false }]);
+    assert_eq!(d.tick(1025), [freeze(p, false)]);
     assert_eq!(d.tick(1500), [Action::Kill { protected: p, first: true }]);
     assert_eq!(d.tick(1525), [Action::Kill { protected: p, first: false }]);
     d.table.step(at(1530), Event::Gone(p.group), &mut Vec::new());
     assert!(d.table.is_empty());
     assert_eq!(d.table.next_deadline(), BootTime::NEVER);
+}
+
+fn patient() -> Driven {
+    let table = Table::default().with_frozen_limit(Duration::from_secs(60));
+    Driven { table, ..Driven::default() }
+}
+
+#[test]
+fn what_stands_still_past_its_deadline_is_looked_at_and_goes_on_if_its_lease_does() {
+    let mut d = patient();
+    let p = protected(1, 1000, 1490);
+    let overdue = Action::Freeze { protected: p, first: false, overdue: true };
+    d.ask(0, &Request::Protect(p));
+    d.tick(1000);
+    d.tick(1475);
+    assert_eq!(d.table.next_deadline(), at(1490), "the deadline itself is a moment to look");
+    assert_eq!(d.tick(1490), [overdue]);
+    assert_eq!(d.table.next_deadline(), at(1515), "and then again and again");
+    assert_eq!(d.tick(1515), [overdue]);
+    let other = Request::Extend(vec![extension(1, 2, 9000, 9500)]);
+    assert_eq!(d.ask(1516, &other), Reply::Extended(vec![p.group.service]), "another epoch");
+    assert_eq!(d.actions, []);
+    d.ask(30_000, &Request::Extend(vec![extension(1, 1, 32_000, 32_500)]));
+    let on = Protected { freeze_at: at(32_000), deadline: at(32_500), ..p };
+    assert_eq!(d.actions.last(), Some(&Action::Thaw { protected: on, keep_frozen: false }));
+    assert_eq!(d.tick(31_999), []);
+    assert_eq!(d.tick(32_000), [freeze(on, true)]);
+}
+
+#[test]
+fn what_moves_past_its_deadline_is_killed_at_once_and_what_stands_still_too_long() {
+    for (seen_moving, killed_at) in [(true, 1500), (false, 61_000)] {
+        let mut d = patient();
+        let p = protected(1, 1000, 1500);
+        d.ask(0, &Request::Protect(p));
+        d.tick(1000);
+        let mut actions = Vec::new();
+        d.table.step(at(1400), Event::Moves(p.group), &mut actions);
+        assert_eq!(actions, [freeze(p, false)], "before its deadline it is only told again");
+        d.tick(1500);
+        if seen_moving {
+            d.table.step(at(1500), Event::Moves(p.group), &mut actions);
+        } else {
+            assert!(!d.tick(60_999).iter().any(|a| matches!(a, Action::Kill { .. })));
+            actions = d.tick(killed_at);
+        }
+        assert_eq!(actions.last(), Some(&Action::Kill { protected: p, first: true }));
+        d.table.step(at(killed_at + 1), Event::Moves(p.group), &mut actions);
+        let late = Request::Extend(vec![extension(1, 1, 99_000, 99_500)]);
+        assert_eq!(d.ask(killed_at + 2, &late), Reply::Extended(vec![p.group.service]));
+    }
+}
+
+#[test]
+fn what_was_not_frozen_in_time_is_killed_at_its_deadline() {
+    let mut d = patient();
+    let p = protected(1, 1000, 1500);
+    d.ask(0, &Request::Protect(p));
+    assert_eq!(d.tick(1500), [Action::Kill { protected: p, first: true }], "the machine slept");
 }
 
 #[test]
@@ -89,12 +152,13 @@ fn an_extension_thaws_the_same_epoch_alone() {
     let right = Request::Extend(vec![extension(1, 1, 2000, 2500)]);
     assert_eq!(d.ask(1110, &right), Reply::Extended(vec![]));
     let later = Protected { freeze_at: at(2000), deadline: at(2500), ..p };
-    assert_eq!(d.actions, [Action::Thaw(later)]);
+    assert_eq!(d.actions, [Action::Thaw { protected: later, keep_frozen: false }]);
     assert_eq!(d.tick(1999), []);
-    assert_eq!(d.tick(2000), [Action::Freeze { protected: later, first: true }]);
+    assert_eq!(d.tick(2000), [freeze(later, true)]);
     let held = Extension { keep_frozen: true, ..extension(1, 1, 3000, 3500) };
     d.ask(2010, &Request::Extend(vec![held]));
-    assert_eq!(d.actions, [], "the engine holds it: no thaw");
+    let held = Protected { freeze_at: at(3000), deadline: at(3500), ..p };
+    assert_eq!(d.actions, [Action::Thaw { protected: held, keep_frozen: true }]);
     assert_eq!(d.table.next_deadline(), at(3000));
 }
 
