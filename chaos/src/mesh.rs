@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use flocker::api::{DeployReply, Liveness, ServiceState, Status, TokenCreate};
 use flocker_base::{BootTime, Clock as _, SystemClock};
 use tempfile::TempDir;
@@ -168,8 +168,23 @@ impl Mesh {
                 settled(s, copies)
             })
             .await?;
+            self.knows_all(node).await?;
         }
         Ok(reply)
+    }
+
+    /// Waits until a node's map has every node: membership tells of them sooner.
+    async fn knows_all(&self, node: usize) -> Result<()> {
+        let at = self.nodes.get(node).context("no such node")?;
+        let began = SystemClock.boot();
+        loop {
+            let known = at.client().nodes().await.context("no list of nodes")?.nodes;
+            if known.len() >= self.nodes.len() {
+                return Ok(());
+            }
+            ensure!(since(began) < crate::millis(PATIENCE), "{} knows only {known:?}", at.name());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Has this node deploy the service, and does not wait for it.

@@ -27,6 +27,7 @@ pub(crate) mod fuzzing;
 mod handle;
 mod holder;
 mod outbox;
+mod promotion;
 mod release;
 mod state;
 mod table;

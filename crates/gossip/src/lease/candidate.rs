@@ -8,7 +8,8 @@ use flocker_base::{BootTime, StoreId, VolumeId};
 
 use super::core::LeaseCore;
 use super::event::{CampaignFailure, LeaseEvent};
-use super::message::{Grant, GrantReply, Message, PreVote, PreVoteReply, Verdict};
+use super::message::{ANY_LAG, Grant, GrantReply, Message, PreVote, PreVoteReply, Verdict};
+use super::promotion::to_ask;
 use super::record::Stamp;
 use super::state::{Campaign, Phase, Told, Volume};
 use crate::model::VoterConfig;
@@ -63,6 +64,7 @@ impl LeaseCore {
                     refused: 0,
                     awaited: None,
                     told: None,
+                    promotion: None,
                 });
                 self.out.touch(volume);
             }
@@ -71,10 +73,12 @@ impl LeaseCore {
 
     pub(crate) fn on_stand_down(&mut self, volume: VolumeId) {
         let Some(entry) = self.volumes.get_mut(&volume) else { return };
+        // A promotion follows a person's word and ends by itself.
+        let automatic = |campaign: &mut Campaign| campaign.promotion.is_none();
         if let Some(holding) = &mut entry.holding {
-            holding.campaign = None;
+            holding.campaign.take_if(automatic);
         }
-        if let Some(campaign) = entry.campaign.take() {
+        if let Some(campaign) = entry.campaign.take_if(automatic) {
             self.abandon(volume, campaign.phase);
             self.out.touch(volume);
         }
@@ -95,7 +99,7 @@ impl LeaseCore {
     }
 
     /// Tells the voters of a claim that it is not followed up.
-    fn abandon(&mut self, volume: VolumeId, phase: Phase) {
+    pub(crate) fn abandon(&mut self, volume: VolumeId, phase: Phase) {
         if let Phase::Claiming { epoch, config, .. } = phase {
             for voter in config.members() {
                 self.out.send(voter, Message::Abandon(volume, epoch), 0);
@@ -109,13 +113,16 @@ impl LeaseCore {
         let round = self.rounds;
         let until = now + self.config.reservation / 2;
         let Some(entry) = self.volumes.get_mut(&volume) else { return };
-        let Some(config) = entry.config().cloned() else { return };
+        let forced = entry.campaign.as_ref().and_then(|campaign| campaign.promotion.as_ref());
+        let forced = forced.and_then(|promotion| promotion.force.as_ref());
+        let Some(config) = forced.or_else(|| entry.config()).cloned() else { return };
         let (copy, lag_limit) = copy_and_limit(entry);
+        let asked = to_ask(entry, &config);
         let Some(campaign) = &mut entry.campaign else { return };
         campaign.awaited = None;
         campaign.phase =
             Phase::Asking { round, until, config: config.clone(), replies: BTreeMap::new() };
-        for voter in config.members() {
+        for voter in asked {
             let config = config.clone();
             let question = PreVote { volume, round, config, copy, lag_limit };
             self.out.send(voter, Message::PreVote(question), 0);
@@ -125,12 +132,19 @@ impl LeaseCore {
     pub(crate) fn on_pre_vote_reply(&mut self, now: BootTime, from: StoreId, reply: PreVoteReply) {
         let volume = reply.volume;
         let Some(entry) = self.volumes.get_mut(&volume) else { return };
+        let asked = match entry.campaign.as_ref().map(|campaign| &campaign.phase) {
+            Some(Phase::Asking { round, config, .. }) if *round == reply.round => {
+                to_ask(entry, config)
+            }
+            _ => return,
+        };
         let Some(campaign) = &mut entry.campaign else { return };
-        let Phase::Asking { round, until, config, replies } = &mut campaign.phase else { return };
-        if *round != reply.round || !config.members().contains(&from) {
+        let forced = campaign.is_forced();
+        let Phase::Asking { until, config, replies, .. } = &mut campaign.phase else { return };
+        if !asked.contains(&from) {
             return;
         }
-        if matches!(reply.verdict, Verdict::Busy { .. } | Verdict::Behind { .. }) {
+        if !forced && matches!(reply.verdict, Verdict::Busy { .. } | Verdict::Behind { .. }) {
             // It will have to be asked again, and soon: a dead voter's silence must not delay that.
             *until = (*until).min(now + SETTLING);
         }
@@ -141,11 +155,10 @@ impl LeaseCore {
         };
         let support = reply.support;
         replies.insert(from, reply);
-        let (yes, all) = (
-            stores(replies, |reply| reply.verdict == Verdict::Yes),
-            replies.len() == config.members().len(),
-        );
-        let quorum = config.is_quorum(&yes);
+        let (yes, all) =
+            (stores(replies, |reply| reply.verdict == Verdict::Yes), replies.len() == asked.len());
+        // Before a forced one everybody is heard who can be.
+        let quorum = !forced && config.is_quorum(&yes);
         self.heard(now, from, support);
         if let Some(newer) = newer {
             self.volume_mut(volume).learned = Some(newer);
@@ -158,14 +171,22 @@ impl LeaseCore {
     }
 
     /// A quorum would grant: claims the next epoch.
-    fn claim(&mut self, now: BootTime, volume: VolumeId) {
+    pub(crate) fn claim(&mut self, now: BootTime, volume: VolumeId) {
         let until = now + self.config.reservation;
+        let lease = self.config.lease;
         let Some(entry) = self.volumes.get_mut(&volume) else { return };
-        let epoch = entry.highest().next();
+        let highest = entry.highest();
         let (copy, lag_limit) = copy_and_limit(entry);
         let Some(campaign) = &mut entry.campaign else { return };
         let Phase::Asking { config, .. } = &campaign.phase else { return };
         let config = config.clone();
+        let epoch = if campaign.is_forced() { config.version.epoch } else { highest.next() };
+        if epoch.generation != config.version.epoch.generation {
+            // Others lead by force, under voters that the map has yet to tell of.
+            campaign.phase = Phase::Waiting { until: now + lease };
+            self.tell_failed(volume, CampaignFailure::Outdated(highest));
+            return;
+        }
         // Claimed once and never again by another campaign of this start.
         entry.seen = epoch;
         campaign.phase =
@@ -217,6 +238,17 @@ impl LeaseCore {
     fn lose_election(&mut self, now: BootTime, volume: VolumeId) {
         let Some(entry) = self.volumes.get_mut(&volume) else { return };
         let Some(campaign) = &mut entry.campaign else { return };
+        if campaign.is_forced() {
+            let missing = match &campaign.phase {
+                Phase::Claiming { config, replies, .. } => {
+                    let granted = stores(replies, |verdict| *verdict == Verdict::Yes);
+                    config.members().difference(&granted).copied().collect()
+                }
+                Phase::Waiting { .. } | Phase::Asking { .. } => Vec::new(),
+            };
+            self.end_promotion(volume, &CampaignFailure::NoQuorum { missing });
+            return;
+        }
         let phase = std::mem::replace(&mut campaign.phase, Phase::Waiting { until: now });
         campaign.lost += 1;
         let lost = campaign.lost;
@@ -235,6 +267,11 @@ impl LeaseCore {
 
     /// No quorum said yes: finds out why, tells the agent once, and waits.
     fn conclude(&mut self, now: BootTime, volume: VolumeId) {
+        let campaign = self.volumes.get(&volume).and_then(|entry| entry.campaign.as_ref());
+        if campaign.is_some_and(Campaign::is_forced) {
+            self.conclude_force(now, volume);
+            return;
+        }
         let promise = self.config.voter_share(self.config.lease);
         let (heartbeat, lease) = (self.config.heartbeat, self.config.lease);
         let Some(entry) = self.volumes.get_mut(&volume) else { return };
@@ -242,7 +279,7 @@ impl LeaseCore {
             || entry.record.as_ref().is_some_and(|record| record.released.is_some());
         let Some(campaign) = &mut entry.campaign else { return };
         let Phase::Asking { config, replies, .. } = &campaign.phase else { return };
-        let answers = Answers::of(config, replies);
+        let answers = Answers::of(&config.members(), config, replies);
         campaign.refused += 1;
         let doubling = FIRST_PAUSE.saturating_mul(1 << (campaign.refused - 1).min(10));
         let mut ended = false;
@@ -274,17 +311,32 @@ impl LeaseCore {
         } else {
             pause = (heartbeat / 8 + doubling).min(LONGEST_SILENCE);
             let why = CampaignFailure::NoQuorum { missing: answers.missing };
-            let told = Told::Failed(why.clone());
-            if campaign.told.as_ref() != Some(&told) {
-                campaign.told = Some(told);
-                self.out.emit(LeaseEvent::CampaignFailed { volume, why, ended });
+            campaign.phase = Phase::Waiting { until: now + pause };
+            if !self.end_promotion(volume, &why) {
+                self.tell_failed(volume, why);
             }
+            return;
+        }
+        campaign.phase = Phase::Waiting { until: now + pause };
+        let overdue = campaign.promotion.as_ref().is_some_and(|it| now >= it.until);
+        if let Some((_, holder, epoch)) = answers.busy.filter(|_| ended || overdue) {
+            self.end_promotion(volume, &CampaignFailure::Held { holder, epoch });
+        } else if overdue {
+            self.end_promotion(volume, &CampaignFailure::UnderWay);
         }
         if ended {
-            entry.campaign = None;
+            self.volume_mut(volume).campaign = None;
             self.out.touch(volume);
-        } else {
-            campaign.phase = Phase::Waiting { until: now + pause };
+        }
+    }
+
+    /// Tells the agent why a campaign can't win for now, once.
+    fn tell_failed(&mut self, volume: VolumeId, why: CampaignFailure) {
+        let Some(campaign) = &mut self.volume_mut(volume).campaign else { return };
+        let told = Told::Failed(why.clone());
+        if campaign.told.as_ref() != Some(&told) {
+            campaign.told = Some(told);
+            self.out.emit(LeaseEvent::CampaignFailed { volume, why, ended: false });
         }
     }
 
@@ -314,7 +366,10 @@ impl LeaseCore {
 /// How fresh the copy here is, and how far behind it may be.
 pub(crate) fn copy_and_limit(entry: &Volume) -> (Stamp, Duration) {
     let limit = entry.facts.as_ref().map_or(Duration::ZERO, |facts| facts.lag_limit);
-    (entry.copy.unwrap_or_default(), limit)
+    let won = entry.holding.as_ref().and_then(|holding| holding.campaign.as_ref());
+    let campaign = entry.campaign.as_ref().or(won);
+    let promoted = campaign.is_some_and(|campaign| campaign.promotion.is_some());
+    (entry.copy.unwrap_or_default(), if promoted { ANY_LAG } else { limit })
 }
 
 /// The stores whose answer passes.
@@ -323,15 +378,17 @@ fn stores<T>(replies: &BTreeMap<StoreId, T>, passes: impl Fn(&T) -> bool) -> BTr
 }
 
 /// Why a question did not end in a quorum.
-struct Answers {
+pub(super) struct Answers {
     /// The freshest copy that a voter can serve.
-    servable: Option<(StoreId, Stamp)>,
+    pub(super) servable: Option<(StoreId, Stamp)>,
     /// The newest replicated snapshot that a voter remembers.
     hinted: Option<Stamp>,
     /// Whether there would be a quorum if the data were fresh enough.
     data_blocks: bool,
     /// The voter that is bound for longest, by whom.
-    busy: Option<(Duration, StoreId, flocker_base::Epoch)>,
+    pub(super) busy: Option<(Duration, StoreId, flocker_base::Epoch)>,
+    /// The voters that would grant.
+    pub(super) willing: BTreeSet<StoreId>,
     /// Voters that did not answer, or do not know that they vote.
     missing: Vec<StoreId>,
     /// The voters' own copies, freshest first.
@@ -339,24 +396,32 @@ struct Answers {
 }
 
 impl Answers {
-    fn of(config: &VoterConfig, replies: &BTreeMap<StoreId, PreVoteReply>) -> Self {
+    pub(super) fn of(
+        asked: &BTreeSet<StoreId>,
+        config: &VoterConfig,
+        replies: &BTreeMap<StoreId, PreVoteReply>,
+    ) -> Self {
         let mut answers = Self {
             servable: None,
             hinted: None,
             data_blocks: false,
             busy: None,
+            willing: BTreeSet::new(),
             missing: Vec::new(),
             copies: Vec::new(),
         };
         let mut willing = BTreeSet::new();
-        for voter in config.members() {
+        for voter in asked.iter().copied() {
             let Some(reply) = replies.get(&voter) else {
                 answers.missing.push(voter);
                 continue;
             };
             answers.copies.extend(reply.copy.map(|copy| (voter, copy)));
             match &reply.verdict {
-                Verdict::Yes => drop(willing.insert(voter)),
+                Verdict::Yes => {
+                    willing.insert(voter);
+                    answers.willing.insert(voter);
+                }
                 Verdict::Behind { best, here } => {
                     willing.insert(voter);
                     if !*here {

@@ -76,7 +76,7 @@ impl LeaseCore {
     }
 
     /// Proposes a configuration; one taken into use at once is made durable here first.
-    fn propose(
+    pub(crate) fn propose(
         &mut self,
         now: BootTime,
         volume: VolumeId,

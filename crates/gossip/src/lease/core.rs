@@ -8,14 +8,15 @@ use std::time::Duration;
 use flocker_base::{BootTime, Epoch, StoreId, VolumeId};
 
 use super::config::LeaseConfig;
-use super::event::{Alarm, Command, Event, Held, LeaseView, Ticket};
+use super::event::{Alarm, CampaignFailure, Command, Event, Held, LeaseView, Ticket};
 use super::message::{Message, Packet};
 use super::outbox::Outbox;
+use super::promotion::FIRST_COUNTERS;
 use super::record::{Durable, NodeRecord, Start, VoterRecord, Write};
 use super::state::{Holding, Peer, Volume};
 
 /// An epoch further above the highest known than this is poison, not progress.
-const LARGEST_EPOCH_JUMP: u64 = 1 << 20;
+const LARGEST_EPOCH_JUMP: u64 = 2 * FIRST_COUNTERS;
 
 /// Packets of an old start, with none of the newest between them, that make an alarm.
 const STALE_PACKETS_ALARM: u8 = 8;
@@ -120,6 +121,7 @@ impl LeaseCore {
                 self.volume_mut(volume).facts = Some(facts);
             }
             Event::Forget(volume) => {
+                self.end_promotion(volume, &CampaignFailure::UnknownVolume);
                 let entry = self.volume_mut(volume);
                 entry.facts = None;
                 entry.campaign = None;
@@ -132,6 +134,9 @@ impl LeaseCore {
                 self.on_campaign(now, volume, rank, &reason);
             }
             Event::StandDown(volume) => self.on_stand_down(volume),
+            Event::Promote { volume, force, request } => {
+                self.on_promote(now, volume, force, request);
+            }
             Event::Release { volume, successor, request } => {
                 self.on_release_request(now, volume, successor, request);
             }
@@ -211,10 +216,13 @@ impl LeaseCore {
         for volume in holding {
             self.lose(volume, None);
         }
-        for (volume, entry) in &mut self.volumes {
+        let all: Vec<_> = self.volumes.keys().copied().collect();
+        for volume in all {
+            self.end_promotion(volume, &CampaignFailure::Condemned);
+            let entry = self.volume_mut(volume);
             entry.campaign = None;
             entry.releasing = None;
-            self.out.touch(*volume);
+            self.out.touch(volume);
         }
     }
 

@@ -61,6 +61,15 @@ pub enum Event {
     },
     /// Stop trying.
     StandDown(VolumeId),
+    /// A person wants this node's copy to lead, however far behind it is.
+    Promote {
+        /// The volume.
+        volume: VolumeId,
+        /// The voters to go on with although no quorum of the present ones can be asked.
+        force: Option<Voters>,
+        /// Who waits.
+        request: Request,
+    },
     /// Give the volume back. Its writer has stopped.
     Release {
         /// The volume.
@@ -103,6 +112,8 @@ pub enum Outcome {
     Released(Epoch),
     /// These are the voters.
     Voters(VoterConfig),
+    /// This node holds the volume under this epoch.
+    Won(Epoch),
 }
 
 /// What the agent learns.
@@ -238,6 +249,15 @@ pub enum CampaignFailure {
     /// The store was found to be a copy.
     #[error("this store is a restored or copied one and may not lead")]
     Condemned,
+    /// Not a set of voters to force with.
+    #[error("the voters to go on with must be an odd number, this node among them")]
+    BadVoters,
+    /// The volume is being won or given up at this moment.
+    #[error("an election of it is under way on this node: try again")]
+    UnderWay,
+    /// The voters of this generation are not known here.
+    #[error("epoch {0} is of voters that this node does not know yet: try again")]
+    Outdated(Epoch),
 }
 
 /// Why a request was refused.
@@ -262,6 +282,14 @@ pub enum LeaseError {
         volume: VolumeId,
         /// Voters that did not answer.
         missing: Vec<StoreId>,
+    },
+    /// A person's word was not followed.
+    #[error("volume {volume} was not promoted: {why}")]
+    NotPromoted {
+        /// The volume.
+        volume: VolumeId,
+        /// Why.
+        why: CampaignFailure,
     },
     /// The driver is gone.
     #[error("the lease driver has stopped")]

@@ -31,6 +31,7 @@ type Answer = oneshot::Sender<Result<Outcome, LeaseError>>;
 pub(crate) enum Ask {
     Release(VolumeId, Option<StoreId>),
     ChangeVoters(VolumeId, Voters),
+    Promote(VolumeId, Option<Voters>),
 }
 
 impl Ask {
@@ -39,6 +40,7 @@ impl Ask {
         match self {
             Self::Release(volume, successor) => Event::Release { volume, successor, request },
             Self::ChangeVoters(volume, voters) => Event::ChangeVoters { volume, voters, request },
+            Self::Promote(volume, force) => Event::Promote { volume, force, request },
         }
     }
 }
@@ -190,7 +192,7 @@ impl Leases {
     ) -> Result<Epoch, LeaseError> {
         match self.ask(Ask::Release(volume, successor)).await? {
             Outcome::Released(epoch) => Ok(epoch),
-            Outcome::Voters(_) => Err(LeaseError::Stopped),
+            Outcome::Voters(_) | Outcome::Won(_) => Err(LeaseError::Stopped),
         }
     }
 
@@ -207,7 +209,25 @@ impl Leases {
     ) -> Result<VoterConfig, LeaseError> {
         match self.ask(Ask::ChangeVoters(volume, voters)).await? {
             Outcome::Voters(config) => Ok(config),
-            Outcome::Released(_) => Err(LeaseError::Stopped),
+            Outcome::Released(_) | Outcome::Won(_) => Err(LeaseError::Stopped),
+        }
+    }
+
+    /// Has this node's copy lead because a person said so, however far behind it is. With voters,
+    /// by force: under a new generation of epochs and these voters, whoever the present ones are,
+    /// unless one that answers still promises the volume to somebody.
+    ///
+    /// # Errors
+    /// [`LeaseError::NotPromoted`], [`LeaseError::Lost`] or [`LeaseError::Stopped`]. It ends within
+    /// half a minute or so.
+    pub async fn promote(
+        &self,
+        volume: VolumeId,
+        force: Option<Voters>,
+    ) -> Result<Epoch, LeaseError> {
+        match self.ask(Ask::Promote(volume, force)).await? {
+            Outcome::Won(epoch) => Ok(epoch),
+            Outcome::Released(_) | Outcome::Voters(_) => Err(LeaseError::Stopped),
         }
     }
 

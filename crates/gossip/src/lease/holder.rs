@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flocker_base::{BootTime, Epoch, StoreId, VolumeId};
 
 use super::core::LeaseCore;
-use super::event::{Alarm, LeaseError, LeaseEvent};
+use super::event::{Alarm, CampaignFailure, LeaseError, LeaseEvent, Outcome};
 use super::message::{HeartbeatAck, Verdict};
 use super::record::{HolderRecord, Stamp, Write};
 use super::state::{Holding, Phase, Standing};
@@ -255,10 +255,14 @@ impl LeaseCore {
                 holding.announced = true;
                 holding.late_since = None;
                 holding.confirm_by = None;
-                holding.campaign = None;
+                let promotion = holding.campaign.take().and_then(|won| won.promotion);
                 let config = holding.config.clone();
                 tracing::debug!(%volume, %epoch, store = %me, "lease won");
                 self.out.emit(LeaseEvent::Won { volume, epoch, config, until });
+                if let Some(request) = promotion.and_then(|promotion| promotion.request) {
+                    self.out.reply(request, Ok(Outcome::Won(epoch)));
+                }
+                self.settle_force(now, volume);
             } else if holding.announced {
                 if roomy {
                     holding.late_since = None;
@@ -285,12 +289,17 @@ impl LeaseCore {
     }
 
     /// The epoch is over for this node: an election not confirmed is tried again, a lease is lost.
-    fn fall(&mut self, now: BootTime, volume: VolumeId, superseded_by: Option<Epoch>) {
+    pub(crate) fn fall(&mut self, now: BootTime, volume: VolumeId, superseded_by: Option<Epoch>) {
         let Some(entry) = self.volumes.get_mut(&volume) else { return };
         let campaign = entry.holding.as_mut().and_then(|holding| holding.campaign.take());
         self.lose(volume, superseded_by);
         self.release_lost(now, volume);
         let Some(mut campaign) = campaign else { return };
+        if campaign.is_forced() {
+            let missing = Vec::new();
+            self.give_up(volume, campaign, &CampaignFailure::NoQuorum { missing });
+            return;
+        }
         campaign.lost += 1;
         let pause = self.pause_after(campaign.lost);
         campaign.phase = Phase::Waiting { until: now + pause };
@@ -311,7 +320,10 @@ impl LeaseCore {
         };
         entry.holder = Some(record.clone());
         self.out.write(Write::Holder(volume, record));
-        if let Some(request) = holding.change.and_then(|change| change.request) {
+        let promotion = holding.campaign.and_then(|campaign| campaign.promotion);
+        let promotion = promotion.and_then(|promotion| promotion.request);
+        let change = holding.change.and_then(|change| change.request);
+        for request in [promotion, change].into_iter().flatten() {
             self.out.reply(request, Err(LeaseError::Lost(volume)));
         }
         if holding.announced || holding.again {
@@ -330,6 +342,9 @@ impl LeaseCore {
     }
 
     pub(crate) fn holder_timers(&mut self, now: BootTime, volume: VolumeId) -> bool {
+        if self.heed_generation(now, volume) {
+            return true;
+        }
         let (lead, limit) = (self.config.freeze_lead, self.config.frozen_limit);
         let Some(entry) = self.volumes.get_mut(&volume) else { return false };
         let Some(holding) = &mut entry.holding else { return false };

@@ -15,6 +15,9 @@ pub const PACKET_VERSION: u8 = 1;
 /// A packet is closed once it is this long; one message more may exceed it.
 const PACKET_TARGET: usize = 256 * 1024;
 
+/// As a lag limit: the copy may be as old as it is, for a person said so.
+pub const ANY_LAG: Duration = Duration::MAX;
+
 /// Messages that travel together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Packet {

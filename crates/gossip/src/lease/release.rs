@@ -29,7 +29,10 @@ impl LeaseCore {
             self.out.reply(request, Err(LeaseError::NotHolder(volume)));
             return;
         };
-        if let Some(waiting) = holding.change.and_then(|change| change.request) {
+        let promotion = holding.campaign.and_then(|campaign| campaign.promotion);
+        let promotion = promotion.and_then(|promotion| promotion.request);
+        let change = holding.change.and_then(|change| change.request);
+        for waiting in [promotion, change].into_iter().flatten() {
             self.out.reply(waiting, Err(LeaseError::Lost(volume)));
         }
         let (epoch, config) = (holding.epoch, holding.config);

@@ -64,7 +64,8 @@ impl Volume {
     pub(crate) fn highest(&self) -> Epoch {
         let granted = self.record.as_ref().map_or(Epoch::ZERO, |record| record.max_epoch);
         let held = self.holder.as_ref().map_or(Epoch::ZERO, |h| h.epoch.max(h.closed));
-        self.seen.max(granted).max(held)
+        let config = self.config().map_or(Epoch::ZERO, |config| config.version.epoch);
+        self.seen.max(granted).max(held).max(config)
     }
 
     /// Whether anything of it has a deadline.
@@ -90,6 +91,26 @@ pub(crate) struct Campaign {
     pub(crate) awaited: Option<Stamp>,
     /// What the agent was told last.
     pub(crate) told: Option<Told>,
+    /// The person's word that it follows, if it does.
+    pub(crate) promotion: Option<Promotion>,
+}
+
+impl Campaign {
+    /// Whether it goes on without the voters' quorum.
+    pub(crate) fn is_forced(&self) -> bool {
+        self.promotion.as_ref().is_some_and(|promotion| promotion.force.is_some())
+    }
+}
+
+/// A person's word that this node's copy is to lead.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Promotion {
+    /// Who waits for the outcome.
+    pub(crate) request: Option<Request>,
+    /// The configuration of a new generation.
+    pub(crate) force: Option<VoterConfig>,
+    /// It is given up then.
+    pub(crate) until: BootTime,
 }
 
 /// What the agent was told last of a campaign: it is not told twice.

@@ -2,6 +2,7 @@
 //! of the first design that the rule repairs.
 
 mod holder;
+mod promotion;
 mod replay;
 mod voter;
 

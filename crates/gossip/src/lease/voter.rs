@@ -10,8 +10,8 @@ use super::config::LONGEST_LEASE;
 use super::core::LeaseCore;
 use super::event::{Alarm, LeaseEvent, Ticket};
 use super::message::{
-    Grant, GrantReply, Heartbeat, HeartbeatAck, Message, PreVote, PreVoteReply, Release, SetConfig,
-    SetConfigReply, Verdict,
+    ANY_LAG, Grant, GrantReply, Heartbeat, HeartbeatAck, Message, PreVote, PreVoteReply, Release,
+    SetConfig, SetConfigReply, Verdict,
 };
 use super::record::{Released, Stamp, VoterRecord, Write};
 use super::state::Volume;
@@ -167,7 +167,8 @@ impl LeaseCore {
         if let Some(own) = entry.copy.filter(|own| own.head > copy.head) {
             return Some(Verdict::Behind { best: own, here: true });
         }
-        let limit = entry.facts.as_ref().map_or(lag_limit, |facts| facts.lag_limit);
+        let facts = entry.facts.as_ref().filter(|_| lag_limit != ANY_LAG);
+        let limit = facts.map_or(lag_limit, |facts| facts.lag_limit);
         let hint = entry.record.as_ref()?.hint?;
         let lag = hint.taken_at.saturating_since(copy.taken_at);
         (hint.head > copy.head && lag > limit)
@@ -193,11 +194,12 @@ impl LeaseCore {
         let PreVote { volume, round, config, copy, lag_limit } = question;
         let unknown = Volume::default();
         let entry = self.volumes.get(&volume).unwrap_or(&unknown);
-        let verdict = self
-            .wrong_config(entry, &config)
-            .or_else(|| self.busy(now, entry, from))
-            .or_else(|| Self::behind(entry, copy, lag_limit))
-            .unwrap_or(Verdict::Yes);
+        // A former voter is asked before a forced promotion: that it promises counts most.
+        let verdict = match (self.wrong_config(entry, &config), self.busy(now, entry, from)) {
+            (Some(Verdict::NotVoter) | None, Some(busy)) => busy,
+            (Some(wrong), _) => wrong,
+            (None, None) => Self::behind(entry, copy, lag_limit).unwrap_or(Verdict::Yes),
+        };
         let (support, ticket) = self.support_of(from);
         let max_epoch = entry.record.as_ref().map_or(Epoch::ZERO, |record| record.max_epoch);
         let (copy, after) = (entry.copy, entry.record_ticket.max(ticket));
@@ -231,6 +233,9 @@ impl LeaseCore {
         let entry = self.volumes.get(&volume).unwrap_or(&unknown);
         if let Some(verdict) = self.wrong_config(entry, config) {
             return verdict;
+        }
+        if epoch.generation != config.version.epoch.generation {
+            return Verdict::NotVoter;
         }
         if let Some(record) = &entry.record {
             let again = record.grantee == Some(from) && record.released.is_none();

@@ -98,6 +98,7 @@ impl World {
         self.note(match outcome {
             Ok(Outcome::Released(_)) => "release done",
             Ok(Outcome::Voters(_)) => "change done",
+            Ok(Outcome::Won(_)) => "promotion done",
             Err(_) => "request refused",
         });
     }
