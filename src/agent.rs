@@ -57,6 +57,7 @@ mod operations;
 mod outside;
 mod parts;
 mod promoted;
+mod promoting;
 pub mod reconcile;
 mod records;
 pub mod repair;

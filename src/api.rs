@@ -14,6 +14,7 @@ pub mod error;
 pub mod events;
 pub mod export;
 pub mod nodes;
+pub mod promote;
 pub mod requests;
 pub mod server;
 pub mod socket;
@@ -31,6 +32,7 @@ pub use nodes::{
     NodeDetails, NodeInfo, NodeJoined, NodeLabel, NodeLabelled, NodeList, NodeOperations,
     NodeRemove, NodeRemoved, NodeState, NodeVolume,
 };
+pub use promote::{PromoteRequest, Promoted};
 pub use requests::{
     Change, ChangeKind, ChangedRecord, DeployReply, DeployRequest, Destination, MoveEvent,
     MoveReport, MoveRequest, Progress, Removed, ServiceList, StepState, Version, VolumeList,
@@ -84,6 +86,9 @@ pub trait Operations: TokenOperations + NodeOperations {
 
     /// Writes a snapshot or a branch that this node holds into a new folder.
     async fn export(&self, request: ExportRequest) -> Result<Exported, ApiError>;
+
+    /// Makes a copy of a volume its master because a person says so.
+    async fn promote(&self, request: PromoteRequest) -> Result<Promoted, ApiError>;
 
     /// What happened, as this node saw it; waits for news if asked to and there are none.
     async fn events(&self, query: EventQuery) -> Result<EventList, ApiError>;

@@ -12,8 +12,8 @@ use flocker::api::socket::ApiSocket;
 use flocker::api::{
     ApiError, Attention, Change, ChangeKind, ChangedRecord, ClusterStatus, DeployReply,
     Destination, ErrorCode, EventEntry, EventList, EventQuery, ExportRequest, Exported, MoveReport,
-    MoveRequest, Operations, Progress, Removed, ServiceList, ServiceState, ServiceStatus, Severity,
-    Status, StepState, Version, VolumeList,
+    MoveRequest, Operations, Progress, PromoteRequest, Promoted, Removed, ServiceList,
+    ServiceState, ServiceStatus, Severity, Status, StepState, Version, VolumeList,
 };
 use flocker::manifest::Deployment;
 use flocker_base::{ClusterId, Epoch, Name, ServiceId, WallTime};
@@ -99,6 +99,18 @@ impl Operations for Fake {
             changes: deployment.services.into_iter().map(change).collect(),
             warnings: vec![],
         })
+    }
+
+    /// By force it works, else a voter is missing.
+    async fn promote(&self, request: PromoteRequest) -> Result<Promoted, ApiError> {
+        let PromoteRequest { volume, node, gone } = request;
+        if gone.is_none() {
+            let error = ApiError::new(ErrorCode::Fenced, "too few voters answer; missing: eu-1");
+            return Err(error.hint("start it again"));
+        }
+        let node = node.unwrap_or_else(|| name("eu-2"));
+        let (epoch, voters, serving) = (Epoch::new(1, 5), vec![node.clone()], Some(name("tally")));
+        Ok(Promoted { volume, node, epoch, forced: true, voters, serving })
     }
 
     async fn events(&self, query: EventQuery) -> Result<EventList, ApiError> {
@@ -214,6 +226,7 @@ async fn every_command_has_help_that_teaches() {
         &["service", "ls"],
         &["service", "rm"],
         &["volume", "ls"],
+        &["volume", "promote"],
         &["move"],
         &["token", "create"],
         &["token", "ls"],

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::moving::{self, Move};
 use super::operations::resolve_move;
 use super::parts::{Parts, locked};
+use super::promoting;
 use super::reports::own_report;
 use super::rpc::{self, Reply, Request};
 use super::waiting;
@@ -198,6 +199,9 @@ async fn answer(parts: &Arc<Parts>, request: Request) -> Result<Reply, ApiError>
         }
         Request::TakeOver { volume } => take_over(parts, volume).await,
         Request::Amend(amendment) => waiting::answer(parts, amendment),
+        Request::Promote(request) => {
+            Box::pin(promoting::here(parts, request)).await.map(Reply::Promoted)
+        }
         Request::PutService(spec) => {
             still_master(parts, spec.volume.volume)?;
             edit(parts, Edit::PutService(spec))

@@ -7,10 +7,6 @@ use std::sync::{Mutex, PoisonError};
 
 use flocker_base::{Epoch, StoreId, VolumeId};
 
-/// Further ahead of the epoch known than this, an epoch is damage and not an election.
-const LARGEST_JUMP: u64 = 1 << 20;
-const LARGEST_JUMP_GENERATION: u32 = 1 << 10;
-
 /// The masters.
 #[derive(Debug, Default)]
 pub(super) struct Masters {
@@ -22,9 +18,7 @@ impl Masters {
     pub(super) fn learn(&self, volume: VolumeId, epoch: Epoch, store: StoreId) -> bool {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = known.get(&volume).map_or(Epoch::ZERO, |(newest, _)| *newest);
-        if epoch.generation > newest.generation.saturating_add(LARGEST_JUMP_GENERATION)
-            || epoch.counter > newest.counter.saturating_add(LARGEST_JUMP)
-        {
+        if !epoch.is_within_reach_of(newest) {
             tracing::warn!(%volume, %epoch, %newest, "an epoch out of all proportion: ignored");
             return false;
         }

@@ -18,6 +18,7 @@ use super::care;
 use super::deploy::{self, Existing};
 use super::moving::{Move, ask};
 use super::parts::Parts;
+use super::promoting;
 use super::reports::gather;
 use super::revocation;
 use super::rpc::{Reply, Request};
@@ -25,8 +26,8 @@ use super::status;
 use super::waiting::{self, Outcome};
 use crate::api::{
     ApiError, DeployReply, Destination, ErrorCode, EventList, EventQuery, ExportRequest, Exported,
-    MapReply, MapRequest, MoveReport, MoveRequest, Operations, Progress, Removed, ServiceList,
-    Status, Version, VolumeList,
+    MapReply, MapRequest, MoveReport, MoveRequest, Operations, Progress, PromoteRequest, Promoted,
+    Removed, ServiceList, Status, Version, VolumeList,
 };
 use crate::manifest::Deployment;
 
@@ -92,6 +93,10 @@ impl Operations for AgentOperations {
         }
         parts.wake.notify_one();
         Ok(DeployReply { changes: plan.changes, warnings })
+    }
+
+    async fn promote(&self, request: PromoteRequest) -> Result<Promoted, ApiError> {
+        Box::pin(promoting::run(&self.parts, request)).await
     }
 
     async fn events(&self, query: EventQuery) -> Result<EventList, ApiError> {

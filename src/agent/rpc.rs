@@ -10,7 +10,7 @@ use flocker_gossip::map::Amendment;
 use flocker_gossip::model::{ServiceSpec, VolumeSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::api::{ApiError, MoveReport, MoveRequest, Progress};
+use crate::api::{ApiError, MoveReport, MoveRequest, Progress, PromoteRequest, Promoted};
 
 /// The first byte of every message.
 const VERSION: u8 = 1;
@@ -42,6 +42,8 @@ pub enum Request {
     DeleteService(ServiceId),
     /// Make this change of a volume that is yours, or of a service with such a volume.
     Amend(Amendment),
+    /// Make your copy of a volume its master: a person said so.
+    Promote(PromoteRequest),
 }
 
 /// The answer to a [`Request`].
@@ -75,6 +77,8 @@ pub enum Reply {
     },
     /// Not done, and why.
     Refused(ApiError),
+    /// To [`Request::Promote`].
+    Promoted(Promoted),
 }
 
 /// What one node holds and runs, as only it can know.

@@ -280,13 +280,13 @@ fn attention(
                 say(
                     Severity::Critical,
                     format!("volume {} has no master: {why}", volume.name),
-                    None,
+                    Some(format!("flocker volume promote {}", volume.name)),
                 );
             }
             VolumeState::Electing => say(
                 Severity::Critical,
                 format!("volume {} has no master at the moment", volume.name),
-                Some("flocker status".into()),
+                Some(promotion(sources, volume).unwrap_or_else(|| "flocker status".into())),
             ),
             _ => {}
         }
@@ -311,6 +311,26 @@ fn attention(
     found.extend(sources.certificate.iter().cloned());
     found.sort_by_key(|a| a.severity == Severity::Warning);
     found
+}
+
+/// The command that gives a volume a master which no election can; nothing if one still can.
+fn promotion(sources: &Sources, volume: &VolumeStatus) -> Option<String> {
+    let lives = |name: &&Name| {
+        sources.nodes.iter().any(|node| node.name == **name && node.liveness == Liveness::Live)
+    };
+    let copy = volume.replicas.iter().map(|replica| &replica.node).find(lives)?;
+    if volume.voters.iter().filter(lives).count() * 2 <= volume.voters.len() {
+        let gone = volume.voters.iter().find(|name| !lives(name))?;
+        return Some(format!(
+            "flocker volume promote {} --node {copy} --force --gone {gone}",
+            volume.name
+        ));
+    }
+    let manual = sources
+        .volumes
+        .iter()
+        .any(|(spec, _)| spec.id == volume.id && spec.policy.failover == Failover::Manual);
+    manual.then(|| format!("flocker volume promote {} --node {copy}", volume.name))
 }
 
 #[cfg(test)]

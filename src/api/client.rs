@@ -22,6 +22,7 @@ use super::care::{MapReply, MapRequest};
 use super::error::{ApiError, ErrorCode};
 use super::events::{EventList, EventQuery};
 use super::export::{ExportRequest, Exported};
+use super::promote::{PromoteRequest, Promoted};
 use super::requests::{
     DeployReply, DeployRequest, MoveEvent, MoveReport, MoveRequest, Progress, Removed, ServiceList,
     Version, VolumeList,
@@ -106,6 +107,14 @@ impl Client {
     /// As [`Self::status`].
     pub async fn volumes(&self) -> Result<VolumeList, ApiError> {
         self.call(Method::GET, "/v1/volumes", None::<&()>, Effect::Reads).await
+    }
+
+    /// Makes a copy of a volume its master.
+    ///
+    /// # Errors
+    /// As [`Self::status`]; [`ErrorCode::Fenced`] while somebody may have it.
+    pub async fn promote(&self, request: &PromoteRequest) -> Result<Promoted, ApiError> {
+        self.call(Method::POST, "/v1/promotions", Some(request), Effect::Changes).await
     }
 
     /// Exports a snapshot or a branch.

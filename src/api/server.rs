@@ -35,6 +35,7 @@ use super::care::MapRequest;
 use super::error::{ApiError, ErrorCode};
 use super::events::EventQuery;
 use super::export::ExportRequest;
+use super::promote::PromoteRequest;
 use super::requests::{DeployRequest, MoveEvent, MoveRequest, Progress};
 use super::socket::ApiSocket;
 use super::{Envelope, Operations, Schema};
@@ -151,6 +152,7 @@ fn router(server: Arc<Server>) -> Router {
         .route("/v1/volumes", get(volumes))
         .route("/v1/moves", post(moves))
         .route("/v1/exports", post(exports))
+        .route("/v1/promotions", post(promotions))
         .route("/v1/events", get(events))
         .route("/v1/map", post(map))
         .route("/v1/version", get(version))
@@ -217,6 +219,15 @@ async fn exports(State(server): Shared, request: Request) -> Response {
     };
     let operations = Arc::clone(&server.operations);
     answer(server.to_the_end(async move { operations.export(body).await }).await)
+}
+
+async fn promotions(State(server): Shared, request: Request) -> Response {
+    let body: PromoteRequest = match server.body(request).await {
+        Ok(body) => body,
+        Err(error) => return answer::<Envelopeless>(Err(error)),
+    };
+    let operations = Arc::clone(&server.operations);
+    answer(server.to_the_end(async move { operations.promote(body).await }).await)
 }
 
 async fn map(State(server): Shared, request: Request) -> Response {

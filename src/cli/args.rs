@@ -336,6 +336,28 @@ pub(super) enum Volume {
     /// Write a volume's newest snapshot, or a branch, into a new folder.
     #[command(long_about = help::VOLUME_EXPORT, after_long_help = help::volume_export())]
     Export(VolumeExport),
+    /// Make a copy of a volume its master, when no election can.
+    #[command(long_about = help::VOLUME_PROMOTE, after_long_help = help::volume_promote())]
+    Promote(VolumePromote),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct VolumePromote {
+    /// The volume.
+    #[arg(value_name = "VOLUME")]
+    pub(super) volume: Name,
+    /// The node whose copy is to lead [default: the node that this command asks].
+    #[arg(long, value_name = "NODE")]
+    pub(super) node: Option<Name>,
+    /// Though too few voters answer. Until the former master hears of it there may be two.
+    #[arg(long, requires = "gone")]
+    pub(super) force: bool,
+    /// The former master, by which you say that it is off for good or will not come back by itself.
+    #[arg(long, value_name = "NODE", requires = "force")]
+    pub(super) gone: Option<Name>,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -13,7 +13,8 @@ use super::style::Style;
 use super::{failure, place, render};
 use crate::api::client::Client;
 use crate::api::{
-    ApiError, Destination, ErrorCode, ExportRequest, MoveEvent, MoveRequest, Schema, Version,
+    ApiError, Destination, ErrorCode, ExportRequest, MoveEvent, MoveRequest, PromoteRequest,
+    Schema, Version,
 };
 use crate::manifest;
 
@@ -154,8 +155,10 @@ pub(super) fn confirm(question: &str) -> Result<(), ApiError> {
 }
 
 pub(super) async fn volume(context: &Context, args: &args::Volume) -> Result<(), Ended> {
-    if let args::Volume::Export(args) = args {
-        return export(context, args).await;
+    match args {
+        args::Volume::Export(args) => return export(context, args).await,
+        args::Volume::Promote(args) => return promote(context, args).await,
+        args::Volume::Ls => {}
     }
     let client = context.client(READING);
     let list = unless_interrupted(client.volumes(), NOTHING_CHANGED).await?;
@@ -182,6 +185,26 @@ async fn export(context: &Context, args: &args::VolumeExport) -> Result<(), Ende
         Ok(())
     } else {
         output::result(&format!("{} is in {}\n", exported.head, exported.into.display()))
+    }
+}
+
+async fn promote(context: &Context, args: &args::VolumePromote) -> Result<(), Ended> {
+    let args::VolumePromote { volume, node, gone, .. } = args.clone();
+    if let Some(gone) = gone.as_ref().filter(|_| !args.yes) {
+        confirm(&format!(
+            "{gone} is off for good, and what only it had of {volume} may stay behind as a branch on \
+             it. Until it hears of this there may be two masters. Go on?"
+        ))?;
+    }
+    let request = PromoteRequest { volume, node, gone };
+    let client = context.client(CHANGING);
+    let promoted = unless_interrupted(client.promote(&request), MAY_GO_ON).await?;
+    if context.json() {
+        output::document(promoted)
+    } else if context.quiet() {
+        Ok(())
+    } else {
+        output::result(&render::promoted(&promoted))
     }
 }
 

@@ -232,6 +232,31 @@ pub(super) fn volume_ls() -> String {
     )
 }
 
+pub(super) const VOLUME_PROMOTE: &str = "\
+Makes a node's copy of a volume its master. Flocker elects a master by itself where the volume's \
+failover policy says so, a majority of its voters answers, and a copy within its lag limit is there; \
+this is for when one of these is not so, and 'flocker status' says which.
+
+Without --force a majority of the voters must still answer; the copy may lie behind, and what was \
+replicated elsewhere and is fresher is fetched first. With --force no majority is needed: name the \
+former master with --gone, once you are sure that it is off. It is refused while any voter that \
+answers still promises the volume to somebody. When the former master comes back it ends its service, \
+and what only it had is kept there as a branch.";
+
+pub(super) fn volume_promote() -> String {
+    page(
+        &[
+            ("The copy that status calls too old is what there is:", "flocker volume promote data"),
+            ("The copy of another node:", "flocker volume promote data --node eu-2"),
+            (
+                "The one other node of two burnt down:",
+                "flocker volume promote data --force --gone eu-1",
+            ),
+        ],
+        &[NoAgent, NotFound, Fenced, CannotPlace],
+    )
+}
+
 pub(super) fn volume_export() -> String {
     page(
         &[

@@ -16,7 +16,8 @@ use std::fmt::Write as _;
 
 use super::style::Style;
 use crate::api::{
-    ChangeKind, ChangedRecord, DeployReply, EventList, MoveReport, Progress, Removed, StepState,
+    ChangeKind, ChangedRecord, DeployReply, EventList, MoveReport, Progress, Promoted, Removed,
+    StepState,
 };
 
 /// What a deployment did, a record a line.
@@ -55,6 +56,21 @@ pub fn step(step: &Progress, style: &Style) -> String {
     let elapsed = words::span(step.elapsed_ms);
     let (name, text) = (words::clean(&step.step), words::clean(&step.text));
     format!("{elapsed:>8}  {name:<10}  {state:<6}  {text}")
+}
+
+/// What became of a promotion.
+#[must_use]
+pub fn promoted(it: &Promoted) -> String {
+    let how = if it.forced { " by force" } else { "" };
+    let mut text = format!("{} leads {} under epoch {}{how}\n", it.node, it.volume, it.epoch);
+    if !it.voters.is_empty() {
+        let voters: Vec<_> = it.voters.iter().map(flocker_base::Name::as_str).collect();
+        let _ = writeln!(text, "its voters are {} from now on", voters.join(", "));
+    }
+    if let Some(service) = &it.serving {
+        let _ = writeln!(text, "{service} serves there");
+    }
+    text
 }
 
 /// How a move went.

@@ -10,7 +10,7 @@ use super::*;
 use crate::api::client::Client;
 use crate::api::{
     ClusterStatus, DeployReply, EventList, EventQuery, ExportRequest, Exported, MoveReport,
-    Removed, ServiceList, Status, StepState, Version, VolumeList,
+    PromoteRequest, Promoted, Removed, ServiceList, Status, StepState, Version, VolumeList,
 };
 use crate::manifest::Deployment;
 
@@ -100,6 +100,13 @@ impl Operations for Fake {
         Ok(Exported { into: request.into, head: flocker_base::Head::NONE })
     }
 
+    async fn promote(&self, request: PromoteRequest) -> Result<Promoted, ApiError> {
+        let PromoteRequest { volume, node, gone } = request;
+        let node = node.ok_or_else(|| ApiError::new(ErrorCode::Fenced, "it is held"))?;
+        let (epoch, forced) = (Epoch::new(1, 7), gone.is_some());
+        Ok(Promoted { volume, node, epoch, forced, voters: Vec::new(), serving: None })
+    }
+
     async fn version(&self) -> Version {
         Version { version: "9.9.9".to_owned(), node: name("eu-1") }
     }
@@ -154,6 +161,12 @@ async fn every_call_is_answered() {
     assert!(client.services().await.expect("services").services.is_empty());
     assert!(client.volumes().await.expect("volumes").volumes.is_empty());
     assert_eq!(client.version().await.expect("version").version, "9.9.9");
+    let promote = PromoteRequest { volume: name("data"), node: None, gone: Some(name("eu-1")) };
+    let error = client.promote(&promote).await.expect_err("held");
+    assert_eq!(error.code, ErrorCode::Fenced);
+    let promote = PromoteRequest { node: Some(name("eu-2")), ..promote };
+    let promoted = client.promote(&promote).await.expect("promoted");
+    assert_eq!((promoted.node, promoted.forced), (name("eu-2"), true));
     let export = ExportRequest { volume: name("data"), branch: None, into: "/x".into() };
     assert_eq!(client.export(&export).await.expect("export").into, std::path::Path::new("/x"));
     let export = ExportRequest { branch: Some("tail".to_owned()), ..export };

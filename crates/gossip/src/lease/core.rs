@@ -11,12 +11,8 @@ use super::config::LeaseConfig;
 use super::event::{Alarm, CampaignFailure, Command, Event, Held, LeaseView, Ticket};
 use super::message::{Message, Packet};
 use super::outbox::Outbox;
-use super::promotion::FIRST_COUNTERS;
 use super::record::{Durable, NodeRecord, Start, VoterRecord, Write};
 use super::state::{Holding, Peer, Volume};
-
-/// An epoch further above the highest known than this is poison, not progress.
-const LARGEST_EPOCH_JUMP: u64 = 2 * FIRST_COUNTERS;
 
 /// Packets of an old start, with none of the newest between them, that make an alarm.
 const STALE_PACKETS_ALARM: u8 = 8;
@@ -229,9 +225,7 @@ impl LeaseCore {
     fn on_seen(&mut self, volume: VolumeId, epoch: Epoch) {
         let entry = self.volumes.entry(volume).or_default();
         let known = entry.highest();
-        let jump = epoch.generation == known.generation
-            && epoch.counter > known.counter.saturating_add(LARGEST_EPOCH_JUMP);
-        if jump {
+        if !epoch.is_within_reach_of(known) {
             self.out.alarm(Alarm::EpochJump { volume, epoch, known });
         } else if epoch > entry.seen {
             entry.seen = epoch;

@@ -20,9 +20,6 @@ use crate::model::{ConfigVersion, VoterConfig, Voters};
 
 /// A promotion that has not succeeded by then is given up.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(30);
-/// How many first counters of a generation there are: two nodes that force at the same time
-/// should not begin with the same.
-pub(super) const FIRST_COUNTERS: u64 = 1 << 24;
 
 impl LeaseCore {
     pub(crate) fn on_promote(
@@ -159,7 +156,7 @@ fn forced_config(me: StoreId, entry: &Volume, voters: Voters) -> Option<VoterCon
     let [.., a, b, c] = *me.as_bytes();
     let first = u64::from(u32::from_be_bytes([0, a, b, c]));
     let generation = entry.highest().generation.checked_add(1)?;
-    let epoch = Epoch::new(generation, 1 + first % FIRST_COUNTERS);
+    let epoch = Epoch::new(generation, 1 + first % Epoch::FIRST_COUNTERS);
     let version = ConfigVersion { epoch, number: known.version.number + 1 };
     Some(VoterConfig { version, voters, joint: None })
 }

@@ -7,10 +7,6 @@ use super::key::{Kind, RecordKey};
 use super::record::{Intent, Placed, Record};
 use super::stamp::Stamp;
 
-/// How far one write may raise a volume's epoch counter.
-pub const MAX_COUNTER_JUMP: u64 = 1 << 20;
-/// How far one write may raise a volume's generation: only people do.
-pub const MAX_GENERATION_JUMP: u32 = 1 << 10;
 /// How far one write may raise a record's life.
 pub const MAX_LIFE_JUMP: u32 = 1 << 10;
 
@@ -77,9 +73,7 @@ const fn is_intent(kind: Kind) -> bool {
 fn admit_epoch(present: Option<&Placed>, incoming: &Placed) -> Result<(), Refusal> {
     let from = present.map(|placed| placed.epoch).unwrap_or_default();
     let to = incoming.epoch;
-    if to.counter.saturating_sub(from.counter) > MAX_COUNTER_JUMP
-        || to.generation.saturating_sub(from.generation) > MAX_GENERATION_JUMP
-    {
+    if !to.is_within_reach_of(from) {
         return Err(Refusal::EpochJump { from, to });
     }
     Ok(())
