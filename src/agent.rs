@@ -68,6 +68,7 @@ pub mod rpc;
 mod seeds;
 mod signals;
 pub mod status;
+mod story;
 mod tokens;
 mod volumes;
 mod waiting;

@@ -48,6 +48,16 @@ impl EventLog {
         self.newest.send_replace(sequence);
     }
 
+    /// Adds an event, unless the newest about its subject says the same.
+    pub(super) fn add_news(&self, at: WallTime, kind: &str, subject: &str, text: String) {
+        let told = |ring: &VecDeque<EventEntry>| {
+            ring.iter().rev().find(|e| e.subject == subject).is_some_and(|e| e.text == text)
+        };
+        if !told(&locked(&self.ring)) {
+            self.add(at, kind, subject, text);
+        }
+    }
+
     /// The events after this number; with none, those that come within the wait.
     pub(super) async fn after(&self, sequence: u64, wait: Duration) -> EventList {
         let mut newest = self.newest.subscribe();
@@ -132,6 +142,11 @@ mod tests {
         assert_eq!(some.events.iter().map(|e| e.sequence).collect::<Vec<_>>(), [1004, 1005]);
         assert_eq!(some.missed, 0);
         assert_eq!(log.after(9999, Duration::ZERO).await.events.len(), MOST, "of another run");
+        let newest = log.after(0, Duration::ZERO).await.newest;
+        log.add_news(AT, "election.asked", "data", "a asks".to_owned());
+        log.add(AT, "node.joined", "b", "b joined".to_owned());
+        log.add_news(AT, "election.asked", "data", "a asks".to_owned());
+        assert_eq!(log.after(newest, Duration::ZERO).await.events.len(), 2, "said once");
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ use super::parts::{Parts, locked};
 use super::reconcile::{
     Lease, LocalCopy, Released, RunningInstance, Step, VolumeWorld, next_step, takeover_rank,
 };
+use super::story;
 
 /// The longest time between two looks when nothing wakes the loop.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -79,6 +80,7 @@ impl Loop {
         if !matches!(event, LeaseEvent::Renewed { .. }) {
             tracing::info!(?event, "lease");
         }
+        story::tell(&self.parts, event);
         self.parts.board().hear(event);
     }
 
@@ -222,6 +224,7 @@ impl Loop {
             }
             Step::Campaign { rank, reason } => {
                 tracing::info!(volume = %spec.id, rank, ?reason, "campaigning");
+                story::campaign(&world_parts, spec, rank, reason);
                 world_parts.leases.campaign(spec.id, rank, format!("{reason:?}"));
             }
             Step::StandDown => world_parts.leases.stand_down(spec.id),

@@ -36,7 +36,7 @@ mod voter;
 pub use config::{LeaseConfig, LeaseConfigError};
 pub use core::LeaseCore;
 pub use driver::{LeaseDriver, StartError, start};
-pub use event::{CampaignFailure, Held, LeaseError, LeaseEvent, LeaseView, VolumeFacts};
+pub use event::{CampaignFailure, Election, Held, LeaseError, LeaseEvent, LeaseView, VolumeFacts};
 pub use handle::Leases;
 pub use record::{Stamp, Start};
 

@@ -59,6 +59,7 @@ impl LeaseCore {
                 entry.campaign = Some(Campaign {
                     rank,
                     since: now,
+                    claimed: now,
                     phase: Phase::Waiting { until: start_at },
                     lost: 0,
                     refused: 0,
@@ -161,8 +162,12 @@ impl LeaseCore {
         let quorum = !forced && config.is_quorum(&yes);
         self.heard(now, from, support);
         if let Some(newer) = newer {
+            // What a person would force is chosen once, and is not what is wanted any more.
+            let outdated = CampaignFailure::Outdated(newer.version.epoch);
             self.volume_mut(volume).learned = Some(newer);
-            self.ask(now, volume);
+            if !(forced && self.end_promotion(volume, &outdated)) {
+                self.ask(now, volume);
+            }
         } else if quorum {
             self.claim(now, volume);
         } else if all {
@@ -187,6 +192,7 @@ impl LeaseCore {
             self.tell_failed(volume, CampaignFailure::Outdated(highest));
             return;
         }
+        campaign.claimed = now;
         // Claimed once and never again by another campaign of this start.
         entry.seen = epoch;
         campaign.phase =

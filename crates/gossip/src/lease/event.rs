@@ -129,6 +129,8 @@ pub enum LeaseEvent {
         config: VoterConfig,
         /// Until when, unless renewed.
         until: BootTime,
+        /// How it was won; nothing if it was won before a restart.
+        election: Option<Election>,
     },
     /// The lease runs longer. After [`LeaseEvent::Freeze`] it means: thaw.
     Renewed {
@@ -224,6 +226,21 @@ impl LeaseEvent {
             | Self::CampaignFailed { volume, .. } => *volume,
         }
     }
+}
+
+/// How an election went, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Election {
+    /// From the first question to the claim.
+    pub asked: Duration,
+    /// From the claim to a quorum's grants.
+    pub granted: Duration,
+    /// From those to the lease.
+    pub confirmed: Duration,
+    /// The voters that granted it by then.
+    pub by: Vec<StoreId>,
+    /// Claims that were lost before.
+    pub lost: u32,
 }
 
 /// Why a campaign does not win.

@@ -41,6 +41,7 @@ impl LeaseCore {
             again: false,
             late_since: Some(now),
             confirm_by: None,
+            granted_at: now,
             campaign: None,
             change: None,
             hint: None,
@@ -255,10 +256,12 @@ impl LeaseCore {
                 holding.announced = true;
                 holding.late_since = None;
                 holding.confirm_by = None;
-                let promotion = holding.campaign.take().and_then(|won| won.promotion);
+                let campaign = holding.campaign.take();
+                let election = campaign.as_ref().map(|campaign| holding.story(campaign, now));
+                let promotion = campaign.and_then(|won| won.promotion);
                 let config = holding.config.clone();
                 tracing::debug!(%volume, %epoch, store = %me, "lease won");
-                self.out.emit(LeaseEvent::Won { volume, epoch, config, until });
+                self.out.emit(LeaseEvent::Won { volume, epoch, config, until, election });
                 if let Some(request) = promotion.and_then(|promotion| promotion.request) {
                     self.out.reply(request, Ok(Outcome::Won(epoch)));
                 }

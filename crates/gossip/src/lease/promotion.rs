@@ -5,7 +5,9 @@
 //! sides meet there may be two masters: that is what force means. It must never happen while a
 //! voter that answers still promises the volume to someone; and what is of an older generation
 //! ends as soon as it hears of the newer one. No epoch of a generation is ever granted under a
-//! configuration of another, so the former voters can't outvote it.
+//! configuration of another, so the former voters can't outvote it. A voter that grants the first
+//! epoch of a generation makes its configuration durable with the grant: a promotion that is given up
+//! after that may still take effect, by an election among the voters that it named.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -63,6 +65,7 @@ impl LeaseCore {
         self.volume_mut(volume).campaign = Some(Campaign {
             rank: 0,
             since: now,
+            claimed: now,
             phase: Phase::Waiting { until: now },
             lost: 0,
             refused: 0,
@@ -121,13 +124,16 @@ impl LeaseCore {
         }
     }
 
-    /// What a holder has was taken by force once a newer generation is known, from whomever. Whether
-    /// it was.
+    /// What a holder has was taken from it once a newer generation is known, or a configuration that
+    /// a master of a later epoch made: of two that were forced at one time, the later one stays.
+    /// Whether it was.
     pub(crate) fn heed_generation(&mut self, now: BootTime, volume: VolumeId) -> bool {
         let Some(entry) = self.volumes.get(&volume) else { return false };
         let highest = entry.highest();
         let holding = entry.holding.as_ref();
-        let taken = holding.is_some_and(|held| held.epoch.generation < highest.generation);
+        let config = entry.config().map_or(Epoch::ZERO, |config| config.version.epoch);
+        let taken = holding
+            .is_some_and(|held| held.epoch.generation < highest.generation || held.epoch < config);
         if taken {
             self.fall(now, volume, Some(highest));
         }

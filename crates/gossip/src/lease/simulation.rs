@@ -68,6 +68,8 @@ fn assert_all_happened(happened: &BTreeMap<&'static str, u64>) {
         "frozen",
         "thawed",
         "holder silent",
+        "promoted by force",
+        "promotion done",
         "election refused for its copy",
     ] {
         assert!(

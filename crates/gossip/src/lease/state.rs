@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flocker_base::{BootTime, Epoch, StoreId, VolumeId};
 
-use super::event::{CampaignFailure, Request, Ticket, VolumeFacts};
+use super::event::{CampaignFailure, Election, Request, Ticket, VolumeFacts};
 use super::message::{PreVoteReply, Verdict};
 use super::record::{HolderRecord, Stamp, SupportRecord, VoterRecord};
 use crate::model::VoterConfig;
@@ -82,6 +82,8 @@ impl Volume {
 pub(crate) struct Campaign {
     pub(crate) rank: u32,
     pub(crate) since: BootTime,
+    /// When the newest claim was made.
+    pub(crate) claimed: BootTime,
     pub(crate) phase: Phase,
     /// Elections lost: spaces the next ones.
     pub(crate) lost: u32,
@@ -161,6 +163,8 @@ pub(crate) struct Holding {
     pub(crate) late_since: Option<BootTime>,
     /// When an election not confirmed is given up.
     pub(crate) confirm_by: Option<BootTime>,
+    /// When a quorum had granted it; for one offered again, the start.
+    pub(crate) granted_at: BootTime,
     /// The campaign that won it, to go on if it is not confirmed.
     pub(crate) campaign: Option<Campaign>,
     pub(crate) change: Option<Change>,
@@ -170,6 +174,18 @@ pub(crate) struct Holding {
 }
 
 impl Holding {
+    /// How it was won.
+    pub(crate) fn story(&self, campaign: &Campaign, now: BootTime) -> Election {
+        let granted = |(_, standing): &(&StoreId, &Standing)| **standing == Standing::Granted;
+        Election {
+            asked: campaign.claimed.saturating_since(campaign.since),
+            granted: self.granted_at.saturating_since(campaign.claimed),
+            confirmed: now.saturating_since(self.granted_at),
+            by: self.standing.iter().filter(granted).map(|(voter, _)| *voter).collect(),
+            lost: campaign.lost,
+        }
+    }
+
     /// Whether the lease runs now.
     pub(crate) fn is_valid(&self, now: BootTime) -> bool {
         self.announced && now < self.until

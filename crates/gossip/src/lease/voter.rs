@@ -288,7 +288,12 @@ impl LeaseCore {
         {
             self.withdraw(former);
         }
+        // The voters of a new generation are known from its first grant on, or nobody could be
+        // elected if that came to nothing.
+        let opens = epoch == config.version.epoch && config.version > record.config.version;
+        let config = if opens { config.clone() } else { record.config.clone() };
         let granted = VoterRecord {
+            config,
             max_epoch: epoch,
             grantee: Some(to),
             confirmed: false,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use flocker_base::{Head, StoreId, VolumeId};
+use flocker_base::{Epoch, Head, StoreId, VolumeId};
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 
@@ -14,14 +14,19 @@ use super::network::chance;
 use super::world::{Item, Micros, World};
 use crate::model::VoterConfig;
 
+/// A master's epoch and voters, as the map has them.
+pub(super) type Placed = (Epoch, VoterConfig);
+
 const MILLISECOND: Micros = 1_000;
+const LAG_LIMIT: Duration = Duration::from_secs(5);
 
 impl World {
     /// Tells a core that has just started what its agent knows.
     pub(super) fn introduce(&mut self, node: usize) -> Result<(), String> {
         for (volume, voters) in self.volumes.clone() {
-            let config = VoterConfig::birth(voters);
-            let facts = VolumeFacts { volume, config, lag_limit: Duration::from_secs(5) };
+            let placed = self.nodes[node].placed.get(&volume).cloned();
+            let config = placed.map_or_else(|| VoterConfig::birth(voters), |(_, config)| config);
+            let facts = VolumeFacts { volume, config, lag_limit: LAG_LIMIT };
             self.step(node, Event::Observe(facts))?;
             let copy = self.nodes[node].copies.get(&volume).copied().unwrap_or_default();
             self.step(node, Event::LocalCopy(volume, Some(copy)))?;
@@ -42,7 +47,11 @@ impl World {
     pub(super) fn react(&mut self, node: usize, event: &LeaseEvent) -> Result<(), String> {
         let me = self.nodes[node].store;
         match *event {
-            LeaseEvent::Won { volume, epoch, .. } => {
+            LeaseEvent::Won { volume, epoch, ref config, .. } => {
+                if epoch.generation > 0 && config.version.epoch == epoch {
+                    self.forced.insert((volume, epoch));
+                    self.note("promoted by force");
+                }
                 let newest = self.winners.newest(volume);
                 self.note(match newest {
                     Some(newest) if newest == epoch => "kept across a restart",
@@ -127,12 +136,52 @@ impl World {
     /// Every agent looks at every volume, now and then.
     pub(super) fn poll(&mut self) -> Result<(), String> {
         self.put(500 * MILLISECOND, Item::Poll);
+        self.gossip()?;
         for node in 0..self.nodes.len() {
             for (volume, _) in self.volumes.clone() {
                 self.poll_one(node, volume)?;
             }
         }
         Ok(())
+    }
+
+    /// The map: masters say what they are, and it spreads to whoever is connected.
+    fn gossip(&mut self) -> Result<(), String> {
+        for (volume, _) in self.volumes.clone() {
+            for node in 0..self.nodes.len() {
+                let view = self.nodes[node].core.as_ref().and_then(|core| core.view(volume));
+                let Some(view) = view else { continue };
+                let mut placed = self.nodes[node].placed.get(&volume).cloned();
+                let own = view.held.map(|held| (held.epoch, view.config));
+                let near = (0..self.nodes.len()).filter(|peer| self.connected(node, *peer));
+                let told = near.filter_map(|peer| self.nodes[peer].placed.get(&volume).cloned());
+                let newest = told.chain(own).max_by_key(|(epoch, config)| (*epoch, config.version));
+                let Some((epoch, config)) = newest else { continue };
+                let order = |(epoch, config): &Placed| (*epoch, config.version);
+                if placed.as_ref().map(order) >= Some((epoch, config.version)) {
+                    continue;
+                }
+                placed = Some((epoch, config.clone()));
+                self.nodes[node].placed.extend(placed.map(|placed| (volume, placed)));
+                let facts = VolumeFacts { volume, config, lag_limit: LAG_LIMIT };
+                self.step(node, Event::Observe(facts))?;
+                self.step(node, Event::Seen(volume, epoch))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A person has this copy lead.
+    fn promote(&mut self, node: usize, volume: VolumeId) -> Result<(), String> {
+        let me = self.nodes[node].store;
+        let stores: Vec<_> = self.nodes.iter().map(|node| node.store).collect();
+        let size = *[1, 1, 3].choose(&mut self.random).expect("not empty");
+        let mut voters = BTreeSet::from([me]);
+        while voters.len() < size {
+            voters.extend(stores.choose(&mut self.random).copied());
+        }
+        let force = chance(&mut self.random, 800).then(|| voters.into());
+        self.step(node, Event::Promote { volume, force, request: Request(3) })
     }
 
     fn poll_one(&mut self, node: usize, volume: VolumeId) -> Result<(), String> {
@@ -145,7 +194,9 @@ impl World {
         let Some(held) = held else {
             let free = view.grantee.is_none() || view.silent || view.released;
             let reserved = view.successor.is_some_and(|successor| successor != me);
-            if view.held.is_none() && !view.campaigning && free && !reserved {
+            if !self.is_healing() && chance(&mut self.random, 12) {
+                self.promote(node, volume)?;
+            } else if view.held.is_none() && !view.campaigning && free && !reserved {
                 let rank = self.random.random_range(0..3);
                 self.campaign(node, volume, rank);
             }
@@ -164,12 +215,7 @@ impl World {
     }
 
     /// The master takes a snapshot and sends it to some.
-    fn snapshot(
-        &mut self,
-        node: usize,
-        volume: VolumeId,
-        epoch: flocker_base::Epoch,
-    ) -> Result<(), String> {
+    fn snapshot(&mut self, node: usize, volume: VolumeId, epoch: Epoch) -> Result<(), String> {
         let seq = self.nodes[node].copies.get(&volume).map_or(0, |copy| copy.head.seq.0) + 1;
         let stamp = Stamp { head: Head::new(epoch, seq), taken_at: self.wall() };
         self.nodes[node].copies.insert(volume, stamp);

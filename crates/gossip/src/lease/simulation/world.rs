@@ -15,6 +15,7 @@ use super::super::core::LeaseCore;
 use super::super::event::{Alarm, Command, Event, Ticket};
 use super::super::message::{self, Message, Packet};
 use super::super::record::{Durable, Stamp, Start, Write};
+use super::agent::Placed;
 use super::checks::{Guarded, Winners, check_alone, check_said, check_write};
 use super::mutants::Mutant;
 use super::network::{Network, chance};
@@ -91,6 +92,8 @@ pub(super) struct Node {
     rate: u64,
     offset: u64,
     pub(super) guarded: Guarded,
+    /// What its map says: the newest master's epoch and voters.
+    pub(super) placed: BTreeMap<VolumeId, Placed>,
     pub(super) copies: BTreeMap<VolumeId, Stamp>,
     incarnation: u64,
     newest_beats: BTreeMap<StoreId, u64>,
@@ -119,6 +122,8 @@ pub(super) struct World {
     pub(super) volumes: Vec<(VolumeId, BTreeSet<StoreId>)>,
     pub(super) network: Network,
     pub(super) winners: Winners,
+    /// The first epochs of generations.
+    pub(super) forced: BTreeSet<(VolumeId, flocker_base::Epoch)>,
     pub(super) frozen: BTreeSet<(usize, VolumeId)>,
     pub(super) mutant: Option<Mutant>,
     config: LeaseConfig,
@@ -149,6 +154,7 @@ impl World {
                 offset: random.random_range(0..1_000 * SECOND),
                 guarded: Guarded::new(),
                 copies: BTreeMap::new(),
+                placed: BTreeMap::new(),
                 incarnation: 0,
                 newest_beats: BTreeMap::new(),
             })
@@ -168,6 +174,7 @@ impl World {
             volumes,
             network: Network::good(),
             winners: Winners::default(),
+            forced: BTreeSet::new(),
             frozen: BTreeSet::new(),
             mutant,
             config: LeaseConfig {
@@ -236,7 +243,8 @@ impl World {
             (at, number, std::mem::discriminant(&item)).hash(&mut self.trace);
             self.happen(item).map_err(|violation| format!("at {at} us: {violation}"))?;
             let guards = self.nodes.iter().map(|n| (n.store, n.local(at), &n.guarded));
-            check_alone(guards).map_err(|violation| format!("at {at} us: {violation}"))?;
+            check_alone(guards, &self.forced)
+                .map_err(|violation| format!("at {at} us: {violation}"))?;
         }
         let stable = self.check_well()?;
         if epochs.as_ref() == Some(&stable) {

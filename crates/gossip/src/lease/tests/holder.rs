@@ -1,6 +1,6 @@
 //! The candidate's and the holder's rules: store 1 campaigns, stores 2 and 3 answer.
 
-use super::super::event::{Alarm, CampaignFailure, LeaseError, Outcome, Request};
+use super::super::event::{Alarm, CampaignFailure, Election, LeaseError, Outcome, Request};
 use super::super::message::{GrantReply, PreVoteReply, SetConfigReply};
 use super::super::record::HolderRecord;
 use super::*;
@@ -62,8 +62,16 @@ fn holder() -> Bench {
     let beat = beat_to(&commands, 2).expect("a heartbeat at once");
     assert_eq!((beat.want, beat.confirm.as_slice()), (true, [(volume(), epoch(1))].as_slice()));
     let commands = bench.packet(0, 2, Message::HeartbeatAck(ack(beat.seq, &[1])));
-    let won =
-        LeaseEvent::Won { volume: volume(), epoch: epoch(1), config: config(), until: at(2_700) };
+    let at_once = Duration::ZERO;
+    let election = Some(Election {
+        asked: at_once,
+        granted: at_once,
+        confirmed: at_once,
+        by: vec![store(1), store(2)],
+        lost: 0,
+    });
+    let (epoch, config, until) = (epoch(1), config(), at(2_700));
+    let won = LeaseEvent::Won { volume: volume(), epoch, config, until, election };
     assert_eq!(events(&commands), [won]);
     bench
 }
