@@ -122,7 +122,6 @@ pub(super) struct World {
     pub(super) volumes: Vec<(VolumeId, BTreeSet<StoreId>)>,
     pub(super) network: Network,
     pub(super) winners: Winners,
-    /// The first epochs of generations.
     pub(super) forced: BTreeSet<(VolumeId, flocker_base::Epoch)>,
     pub(super) frozen: BTreeSet<(usize, VolumeId)>,
     pub(super) mutant: Option<Mutant>,
