@@ -123,7 +123,7 @@ impl Guard {
         let connection = Connection::open(&config).await?;
         let (commands, queue) = mpsc::channel(QUEUED);
         let (shown, status) = watch::channel(GuardStatus::Live);
-        let limit = config.call_deadline * 3 + config.spawn_deadline;
+        let limit = config.call_deadline * 3 + config.spawn_deadline * 2;
         let wanted = BTreeMap::new();
         let link = GuardLink { config, connection: Some(connection), queue, shown, wanted };
         Ok((Self { commands, status, limit }, link))

@@ -42,7 +42,7 @@ impl Connection {
             .create(&config.runtime_dir)
             .map_err(|e| unreachable(format!("cannot make its folder: {e}")))?;
         if let Ok(stream) = dial(&config.runtime_dir).await {
-            match Self::greet(stream, config).await {
+            match Self::greet(stream, config, config.call_deadline).await {
                 Ok(connection) => return Ok(connection),
                 Err(e @ GuardError::Superseded(_)) => return Err(e),
                 Err(e) => {
@@ -51,21 +51,22 @@ impl Connection {
                 }
             }
         }
-        timeout(config.spawn_deadline, Self::spawn(config))
-            .await
-            .unwrap_or_else(|_| {
-                Err(format!("it was not there {:?} after its start", config.spawn_deadline))
-            })
-            .map_err(unreachable)
-            .map(|stream| Self::greet(stream, config))?
-            .await
+        let late = || format!("it was not there {:?} after its start", config.spawn_deadline);
+        let spawned = timeout(config.spawn_deadline, Self::spawn(config)).await;
+        let stream = spawned.unwrap_or_else(|_elapsed| Err(late())).map_err(unreachable)?;
+        // It listens before it is ready to answer: on a busy machine that takes a while.
+        Self::greet(stream, config, config.spawn_deadline).await
     }
 
-    async fn greet(stream: UnixStream, config: &ClientConfig) -> Result<Self, GuardError> {
+    async fn greet(
+        stream: UnixStream,
+        config: &ClientConfig,
+        limit: Duration,
+    ) -> Result<Self, GuardError> {
         let mut connection = Self { stream };
         let unreachable =
             |reason| GuardError::Unreachable { dir: config.runtime_dir.clone(), reason };
-        match connection.ask(&Request::Hello(config.incarnation), config.call_deadline).await {
+        match connection.ask(&Request::Hello(config.incarnation), limit).await {
             Ok(Reply::Done) => Ok(connection),
             Ok(Reply::Refused(why)) => Err(GuardError::Superseded(why)),
             Ok(other) => Err(unreachable(format!("it answered {other:?} to a hello"))),
