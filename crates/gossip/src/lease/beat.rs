@@ -26,6 +26,7 @@ impl LeaseCore {
     fn adopt_support(&mut self, from: StoreId, support: u64) {
         let peer = self.peers.entry(from).or_default();
         peer.support = support;
+        peer.adopted_at = peer.next_beat;
         peer.until = BootTime::ZERO;
         let mut concerned = false;
         for entry in self.volumes.values_mut() {

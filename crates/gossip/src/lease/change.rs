@@ -178,8 +178,16 @@ impl LeaseCore {
         let Some(holding) = self.volumes.get_mut(&volume).and_then(|e| e.holding.as_mut()) else {
             return;
         };
+        if holding.epoch != epoch {
+            return;
+        }
+        if holding.config.version == version && holding.change.is_none() {
+            // Whatever it says, it has heard of it.
+            holding.uninformed.remove(&from);
+            return;
+        }
         let Some(change) = &mut holding.change else { return };
-        if holding.epoch != epoch || change.proposal.version != version {
+        if change.proposal.version != version {
             return;
         }
         match verdict {
@@ -209,7 +217,7 @@ impl LeaseCore {
             return false;
         }
         if change.proposal.joint.is_none() {
-            self.end_change(volume);
+            self.end_change(now, volume);
             return true;
         }
         // Once the final one is proposed, the former voters' promises alone keep nobody out: all
@@ -230,11 +238,17 @@ impl LeaseCore {
     }
 
     /// The new configuration is durable at a majority of it: takes it into use.
-    fn end_change(&mut self, volume: VolumeId) {
+    fn end_change(&mut self, now: BootTime, volume: VolumeId) {
+        let heartbeat = self.config.heartbeat;
         let entry = self.volume_mut(volume);
         let (Some(holding), Some(holder)) = (&mut entry.holding, &mut entry.holder) else { return };
         let Some(change) = holding.change.take() else { return };
         let config = change.proposal;
+        let everybody = holding.config.members().union(&config.members()).copied().collect();
+        holding
+            .uninformed
+            .append(&mut BTreeSet::difference(&everybody, &change.acked).copied().collect());
+        holding.inform_at = now + heartbeat;
         holding.config = config.clone();
         holding.untold.retain(|voter| config.voters.contains(voter));
         holder.config = config.clone();
@@ -248,8 +262,9 @@ impl LeaseCore {
 
     pub(crate) fn change_timers(&mut self, now: BootTime, volume: VolumeId) -> bool {
         let holding = self.volumes.get(&volume).and_then(|entry| entry.holding.as_ref());
-        let Some(change) = holding.and_then(|holding| holding.change.as_ref()) else {
-            return false;
+        let Some(holding) = holding else { return false };
+        let Some(change) = holding.change.as_ref() else {
+            return self.inform(now, volume);
         };
         if now < change.retry {
             return false;
@@ -260,7 +275,27 @@ impl LeaseCore {
         true
     }
 
+    /// Tells the outcome of the last change to those who may not know it. Whether it was time to.
+    fn inform(&mut self, now: BootTime, volume: VolumeId) -> bool {
+        let pause = self.config.lease;
+        let Some(holding) = self.volume_mut(volume).holding.as_mut() else { return false };
+        if holding.uninformed.is_empty() || now < holding.inform_at {
+            return false;
+        }
+        holding.inform_at = now + pause;
+        let (epoch, config) = (holding.epoch, holding.config.clone());
+        for store in holding.uninformed.clone() {
+            let set = SetConfig { volume, epoch, config: config.clone() };
+            self.out.send(store, Message::SetConfig(set), 0);
+        }
+        true
+    }
+
     pub(crate) fn change_deadline(entry: &Volume) -> Option<BootTime> {
-        Some(entry.holding.as_ref()?.change.as_ref()?.retry)
+        let holding = entry.holding.as_ref()?;
+        match &holding.change {
+            Some(change) => Some(change.retry),
+            None => (!holding.uninformed.is_empty()).then_some(holding.inform_at),
+        }
     }
 }

@@ -284,7 +284,9 @@ impl LeaseCore {
     #[must_use]
     pub fn view(&self, volume: VolumeId) -> Option<LeaseView> {
         let entry = self.volumes.get(&volume)?;
-        let config = entry.config()?.clone();
+        // A newer one may be known that was proposed once and never decided.
+        let in_force = entry.holding.as_ref().filter(|holding| holding.announced);
+        let config = in_force.map(|h| &h.config).or_else(|| entry.config())?.clone();
         let record = entry.record.as_ref();
         let released = record.and_then(|record| record.released);
         let held = self.held(volume);

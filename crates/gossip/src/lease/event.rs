@@ -371,7 +371,7 @@ pub enum Alarm {
 pub struct LeaseView {
     /// The volume.
     pub volume: VolumeId,
-    /// The newest configuration known.
+    /// The configuration that this node holds the volume under, else the newest known.
     pub config: VoterConfig,
     /// The highest epoch granted or seen.
     pub max_epoch_seen: Epoch,

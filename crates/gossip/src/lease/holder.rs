@@ -44,6 +44,8 @@ impl LeaseCore {
             granted_at: now,
             campaign: None,
             change: None,
+            uninformed: BTreeSet::new(),
+            inform_at: BootTime::NEVER,
             hint: None,
             untold: BTreeSet::new(),
         }
@@ -124,7 +126,8 @@ impl LeaseCore {
         let peer = self.peers.entry(from).or_default();
         let Some(sent) = peer.sent.remove(&seq) else { return };
         if support < peer.support {
-            if seq > peer.last_ack {
+            // Of an answer to an earlier heartbeat the number may just come late.
+            if seq > peer.adopted_at {
                 self.out.alarm(Alarm::RolledBack(from));
             }
             return;
@@ -314,6 +317,7 @@ impl LeaseCore {
         let Some(entry) = self.volumes.get_mut(&volume) else { return };
         let Some(holding) = entry.holding.take() else { return };
         let epoch = holding.epoch;
+        entry.uninformed = holding.uninformed;
         let record = HolderRecord {
             epoch,
             closed: epoch,

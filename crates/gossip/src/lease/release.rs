@@ -43,7 +43,9 @@ impl LeaseCore {
             successor,
             settled: false,
         };
-        self.volume_mut(volume).holder = Some(record.clone());
+        let entry = self.volume_mut(volume);
+        entry.holder = Some(record.clone());
+        entry.uninformed = holding.uninformed;
         let ticket = self.out.write(Write::Holder(volume, record));
         self.out.touch(volume);
         self.start_releasing(now, volume, epoch, config, successor, ticket, Some(request));
@@ -62,7 +64,9 @@ impl LeaseCore {
         request: Option<Request>,
     ) {
         let deadline = now + self.config.lease * 2;
+        let entry = self.volume_mut(volume);
         let releasing = Releasing {
+            uninformed: std::mem::take(&mut entry.uninformed),
             epoch,
             successor,
             config,
@@ -72,7 +76,7 @@ impl LeaseCore {
             tries: 0,
             request: request.map(|request| (request, deadline)),
         };
-        self.volume_mut(volume).releasing = Some(releasing);
+        entry.releasing = Some(releasing);
     }
 
     /// Tells the voters that have not answered, and the successor.
@@ -84,8 +88,8 @@ impl LeaseCore {
         releasing.retry = now + pause;
         releasing.tries += 1;
         let (epoch, successor) = (releasing.epoch, releasing.successor);
-        let members = releasing.config.members();
-        let everybody: BTreeSet<_> = members.into_iter().chain(successor).collect();
+        let members = releasing.config.members().into_iter().chain(successor);
+        let everybody: BTreeSet<_> = members.chain(releasing.uninformed.iter().copied()).collect();
         for store in everybody.difference(&releasing.acked) {
             let release = Release { volume, epoch, successor };
             self.out.send(*store, Message::Release(release), releasing.ticket);
@@ -96,7 +100,9 @@ impl LeaseCore {
         let Some(entry) = self.volumes.get_mut(&volume) else { return };
         let Some(releasing) = &mut entry.releasing else { return };
         let members = releasing.config.members();
-        let concerned = members.contains(&from) || releasing.successor == Some(from);
+        let concerned = members.contains(&from)
+            || releasing.successor == Some(from)
+            || releasing.uninformed.contains(&from);
         if releasing.epoch != epoch || !concerned {
             return;
         }

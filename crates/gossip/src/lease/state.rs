@@ -44,6 +44,8 @@ pub(crate) struct Volume {
     pub(crate) holding: Option<Holding>,
     /// As a former holder.
     pub(crate) releasing: Option<Releasing>,
+    /// Former voters that were never told that they are, to be told of the release.
+    pub(crate) uninformed: BTreeSet<StoreId>,
 }
 
 impl Volume {
@@ -168,6 +170,10 @@ pub(crate) struct Holding {
     /// The campaign that won it, to go on if it is not confirmed.
     pub(crate) campaign: Option<Campaign>,
     pub(crate) change: Option<Change>,
+    /// After a change: those that have yet to say that they know its outcome, and when they are
+    /// told again. A former voter that does not know is bound for as long as this node lives.
+    pub(crate) uninformed: BTreeSet<StoreId>,
+    pub(crate) inform_at: BootTime,
     /// The newest replicated snapshot, and the voters yet to be told.
     pub(crate) hint: Option<Stamp>,
     pub(crate) untold: BTreeSet<StoreId>,
@@ -220,6 +226,8 @@ pub(crate) struct Releasing {
     pub(crate) epoch: Epoch,
     pub(crate) successor: Option<StoreId>,
     pub(crate) config: VoterConfig,
+    /// Others that may be bound by it.
+    pub(crate) uninformed: BTreeSet<StoreId>,
     pub(crate) ticket: Ticket,
     pub(crate) acked: BTreeSet<StoreId>,
     pub(crate) retry: BootTime,
@@ -251,6 +259,8 @@ pub(crate) struct Peer {
     /// When it last answered this start.
     pub(crate) heard: Option<BootTime>,
     pub(crate) last_ack: u64,
+    /// As a holder: the newest heartbeat sent when its support number was learned.
+    pub(crate) adopted_at: u64,
 }
 
 /// A heartbeat sent.

@@ -139,6 +139,11 @@ impl LeaseCore {
     fn busy(&self, now: BootTime, entry: &Volume, candidate: StoreId) -> Option<Verdict> {
         let record = entry.record.as_ref()?;
         let grantee = record.grantee?;
+        // One that its grantee itself took out of the voters protects nobody: it is not counted on.
+        let left = !record.config.members().contains(&self.me);
+        if left && record.config.version.epoch == record.max_epoch {
+            return None;
+        }
         let (holder, until) = match record.released {
             Some(Released { successor: Some(successor) })
                 if successor != candidate && grantee != candidate =>
@@ -249,8 +254,11 @@ impl LeaseCore {
         if epoch == Epoch::ZERO {
             return Verdict::Stale(Epoch::ZERO);
         }
+        // Without a copy to judge it is a master that speaks, confirmed under a later epoch: what was
+        // promised under an earlier one is over.
+        let Some((copy, limit)) = data else { return Verdict::Yes };
         self.busy(now, entry, from)
-            .or_else(|| data.and_then(|(copy, limit)| Self::behind(entry, copy, limit)))
+            .or_else(|| Self::behind(entry, copy, limit))
             .unwrap_or(Verdict::Yes)
     }
 

@@ -48,8 +48,10 @@ impl World {
         let me = self.nodes[node].store;
         match *event {
             LeaseEvent::Won { volume, epoch, ref config, .. } => {
-                if epoch.generation > 0 && config.version.epoch == epoch {
-                    self.forced.insert((volume, epoch));
+                // A first epoch that was granted and not won is followed under its voters.
+                let first = config.version.epoch;
+                if epoch.generation > 0 && !self.winners.has(volume, first) {
+                    self.forced.insert((volume, first));
                     self.note("promoted by force");
                 }
                 let newest = self.winners.newest(volume);

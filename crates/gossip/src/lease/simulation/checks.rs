@@ -31,6 +31,11 @@ impl Winners {
         }
     }
 
+    /// Whether this epoch was won.
+    pub(super) fn has(&self, volume: VolumeId, epoch: Epoch) -> bool {
+        self.0.contains_key(&(volume, epoch))
+    }
+
     /// The highest epoch won of a volume.
     pub(super) fn newest(&self, volume: VolumeId) -> Option<Epoch> {
         let mut of_volume = self.0.keys().filter(|(of, _)| *of == volume);

@@ -272,6 +272,8 @@ async fn a_newcomer_gets_ten_thousand_records_in_a_few_pages() {
     mesh.maps[0].edit(edits(10_000, 10_001)).expect("edits");
     mesh.run_until(Duration::from_secs(2), |_| false).await;
     mesh.partition(&[]);
+    // What was asked in vain meanwhile depends on how fast the machine is.
+    mesh.calls.store(0, Ordering::Relaxed);
     assert!(mesh.run_until(Duration::from_secs(30), Mesh::is_one).await);
     let calls = mesh.calls.load(Ordering::Relaxed);
     assert!(calls <= 8, "{calls} calls for one record");
