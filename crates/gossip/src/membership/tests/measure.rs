@@ -166,6 +166,12 @@ async fn ten_regions_of_ten() {
 
 #[tokio::test(start_paused = true)]
 #[ignore = "run by scripts/measure-membership: a measurement of some minutes"]
+async fn ten_regions_of_thirty() {
+    measure(10, 30).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[ignore = "run by scripts/measure-membership: a measurement of an hour or so"]
 async fn ten_regions_of_a_hundred() {
     measure(10, 100).await;
 }
