@@ -61,8 +61,10 @@ nothing else does, and says so. What is not known is shown as '?', never as 0. L
 
 pub(super) const EVENTS: &str = "\
 Shows the newest thousand things that happened, the oldest first: nodes that joined, left because \
-they were asked to stop, started again, fell silent, came back. They are what this node saw since \
-its agent started, by its clock; another node may have seen them a moment earlier or later.
+they were asked to stop, started again, fell silent, came back or were removed, and the story of each \
+volume's leases: who asked for it and why, who granted it, how long each step took, what was late or \
+lost. They are what this node saw since its agent started, by its clock; another node may have seen \
+them a moment earlier or later, and each tells its own part of an election.
 
 With --follow it goes on until Ctrl-C. With --json it prints a document, and one for each batch \
 while it follows.";
