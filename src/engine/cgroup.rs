@@ -51,8 +51,8 @@ impl Cgroups {
         Some(found)
     }
 
-    /// Takes away what services that are gone have left.
-    fn sweep(&self) {
+    /// Takes away what services that are gone have left, and the folder if that was all.
+    pub fn sweep(&self) {
         let left = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         // One with something in it is not removed.
         left.for_each(|entry| drop(fs::remove_dir(entry.path())));

@@ -90,7 +90,7 @@ impl Hands {
 
     pub(super) fn close(&self) {
         if let Some(cgroups) = &self.cgroups {
-            cgroups.close();
+            cgroups.sweep();
         }
     }
 }
