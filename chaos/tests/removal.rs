@@ -178,8 +178,7 @@ async fn back_as_new(mesh: &mut Mesh) -> Result<()> {
     // The node that is asked first is not the token's maker: it says who is.
     let name = mesh.nodes()[gone].name().to_owned();
     let maker = mesh.nodes()[stays].control();
-    let only_maker = format!("{line},{maker}");
-    mesh.node_mut(gone)?.start(Some(&only_maker))?;
+    mesh.node_mut(gone)?.start(Some(&line))?;
     mesh.node_mut(gone)?.wait_until_up().await?;
     let log = mesh.nodes()[elsewhere].log().since(mark)?;
     ensure!(

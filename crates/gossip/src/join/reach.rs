@@ -3,7 +3,7 @@
 //! on ("Happy Eyeballs", RFC 8305). It asks for nothing itself.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use flocker_quic::{JoinerConnection, QuicError};
@@ -58,12 +58,25 @@ impl Reach {
         }
     }
 
-    /// Adds a seed.
+    /// Adds a seed. Addresses are tried in the order in which they are added; names when they are
+    /// resolved.
     pub(super) fn add(&mut self, seed: Seed) {
+        if let Ok(ip) = seed.host.parse::<IpAddr>() {
+            self.wait_for(&seed, [SocketAddr::new(ip, seed.port)]);
+            return;
+        }
         self.resolving.spawn(async move {
             let addresses = resolve(&seed).await;
             (seed, addresses)
         });
+    }
+
+    fn wait_for(&mut self, seed: &Seed, addresses: impl IntoIterator<Item = SocketAddr>) {
+        for address in addresses {
+            if self.known.insert(address) {
+                self.waiting.push_back((seed.clone(), address));
+            }
+        }
     }
 
     /// What is found next; nothing once every address was tried.
@@ -78,8 +91,7 @@ impl Reach {
                     if let Ok((seed, Err(reason))) = resolved {
                         return Some(Found::NoAddress(seed, reason));
                     } else if let Ok((seed, Ok(addresses))) = resolved {
-                        let new = addresses.into_iter().filter(|it| self.known.insert(*it));
-                        self.waiting.extend(new.map(|address| (seed.clone(), address)));
+                        self.wait_for(&seed, addresses);
                     }
                 }
                 Some(tried) = self.trying.join_next() => {
