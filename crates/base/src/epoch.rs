@@ -29,13 +29,13 @@ impl Epoch {
         Self { generation, counter }
     }
 
-    /// A forced promotion takes the first counter of its generation from so many, so that two at
-    /// the same time do not take the same.
-    pub const FIRST_COUNTERS: u64 = 1 << 24;
+    /// A forced promotion's generation is a number that rises, and below it so many bits of who
+    /// forced it, so that two at the same time do not take the same.
+    pub const FORCER_BITS: u32 = 16;
     /// More elections than there ever are between two nodes' views of a volume.
     const MOST_ELECTIONS: u64 = 1 << 20;
     /// The same of forced promotions.
-    const MOST_PROMOTIONS: u32 = 1 << 10;
+    const MOST_PROMOTIONS: u32 = 1 << (10 + Self::FORCER_BITS);
 
     /// Whether elections and forced promotions can have led to this epoch while someone knew only
     /// of `known`. Anything further is poison: to believe it would use epochs up for ever.
@@ -43,7 +43,7 @@ impl Epoch {
     pub const fn is_within_reach_of(self, known: Self) -> bool {
         let risen = self.generation > known.generation;
         let from = if risen { 0 } else { known.counter };
-        let most = from.saturating_add(Self::FIRST_COUNTERS + Self::MOST_ELECTIONS);
+        let most = from.saturating_add(Self::MOST_ELECTIONS);
         self.counter <= most
             && self.generation <= known.generation.saturating_add(Self::MOST_PROMOTIONS)
     }
@@ -109,9 +109,8 @@ mod tests {
     fn what_no_election_leads_to_is_out_of_reach() {
         let known = Epoch::new(3, 40);
         let reach = |generation, counter| Epoch::new(generation, counter).is_within_reach_of(known);
-        assert!(reach(3, 40) && reach(3, 41) && reach(2, 7) && reach(4, 1 << 24));
-        assert!(reach(3, 40 + (1 << 24)), "another forced it at the same time");
-        for poison in [(3, 1 << 26), (4, 1 << 26), (3 + (1 << 11), 1), (u32::MAX, u64::MAX)] {
+        assert!(reach(3, 40) && reach(3, 41) && reach(2, 7) && reach(4, 1) && reach(5 << 16, 1));
+        for poison in [(3, 1 << 26), (4, 1 << 26), (1 << 28, 1), (u32::MAX, u64::MAX)] {
             assert!(!reach(poison.0, poison.1), "{poison:?}");
         }
         assert!(!Epoch::new(0, u64::MAX).is_within_reach_of(Epoch::ZERO));

@@ -159,10 +159,10 @@ impl LeaseCore {
 /// The configuration of a new generation.
 fn forced_config(me: StoreId, entry: &Volume, voters: Voters) -> Option<VoterConfig> {
     let known = entry.config()?;
-    let [.., a, b, c] = *me.as_bytes();
-    let first = u64::from(u32::from_be_bytes([0, a, b, c]));
-    let generation = entry.highest().generation.checked_add(1)?;
-    let epoch = Epoch::new(generation, 1 + first % Epoch::FIRST_COUNTERS);
+    let [.., high, low] = *me.as_bytes();
+    let raised = (entry.highest().generation >> Epoch::FORCER_BITS).checked_add(1)?;
+    let forcer = u32::from(u16::from_be_bytes([high, low]));
+    let epoch = Epoch::new(raised.checked_mul(1 << Epoch::FORCER_BITS)? | forcer, 1);
     let version = ConfigVersion { epoch, number: known.version.number + 1 };
     Some(VoterConfig { version, voters, joint: None })
 }

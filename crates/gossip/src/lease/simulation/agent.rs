@@ -48,10 +48,7 @@ impl World {
         let me = self.nodes[node].store;
         match *event {
             LeaseEvent::Won { volume, epoch, ref config, .. } => {
-                // A first epoch that was granted and not won is followed under its voters.
-                let first = config.version.epoch;
-                if epoch.generation > 0 && !self.winners.has(volume, first) {
-                    self.forced.insert((volume, first));
+                if config.version.epoch == epoch && epoch.counter == 1 && epoch.generation > 0 {
                     self.note("promoted by force");
                 }
                 let newest = self.winners.newest(volume);

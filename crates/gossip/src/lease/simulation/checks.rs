@@ -1,6 +1,6 @@
 //! What must never happen, checked on what the cores make durable, say and hold.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use flocker_base::{BootTime, Epoch, StoreId, VolumeId};
 
@@ -29,11 +29,6 @@ impl Winners {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Whether this epoch was won.
-    pub(super) fn has(&self, volume: VolumeId, epoch: Epoch) -> bool {
-        self.0.contains_key(&(volume, epoch))
     }
 
     /// The highest epoch won of a volume.
@@ -129,10 +124,9 @@ pub(super) fn check_said(durable: &Durable, to: StoreId, message: &Message) -> R
 }
 
 /// At most one node runs a volume: the guards of all nodes, each by its own clock. What a person
-/// forced may run beside what was before it, and beside what another forced at the same time.
+/// forced may run beside what is of another generation.
 pub(super) fn check_alone<'a>(
     guards: impl Iterator<Item = (StoreId, BootTime, &'a Guarded)>,
-    forced: &BTreeSet<(VolumeId, Epoch)>,
 ) -> Result<(), String> {
     let mut running: BTreeMap<(VolumeId, u32), (StoreId, Epoch)> = BTreeMap::new();
     for (store, now, guarded) in guards {
@@ -140,13 +134,8 @@ pub(super) fn check_alone<'a>(
             if now >= *until {
                 continue;
             }
-            let generation = epoch.generation;
-            let at_once =
-                |(of, first): &&(VolumeId, Epoch)| of == volume && first.generation == generation;
-            let other = running.insert((*volume, generation), (store, *epoch));
-            if let Some((other, theirs)) =
-                other.filter(|_| forced.iter().filter(at_once).count() < 2)
-            {
+            let key = (*volume, epoch.generation);
+            if let Some((other, theirs)) = running.insert(key, (store, *epoch)) {
                 return Err(format!(
                     "two masters of {volume:?}: {other:?} in epoch {theirs}, {store:?} in epoch {epoch}"
                 ));

@@ -122,7 +122,6 @@ pub(super) struct World {
     pub(super) volumes: Vec<(VolumeId, BTreeSet<StoreId>)>,
     pub(super) network: Network,
     pub(super) winners: Winners,
-    pub(super) forced: BTreeSet<(VolumeId, flocker_base::Epoch)>,
     pub(super) frozen: BTreeSet<(usize, VolumeId)>,
     pub(super) mutant: Option<Mutant>,
     config: LeaseConfig,
@@ -173,7 +172,6 @@ impl World {
             volumes,
             network: Network::good(),
             winners: Winners::default(),
-            forced: BTreeSet::new(),
             frozen: BTreeSet::new(),
             mutant,
             config: LeaseConfig {
@@ -242,8 +240,7 @@ impl World {
             (at, number, std::mem::discriminant(&item)).hash(&mut self.trace);
             self.happen(item).map_err(|violation| format!("at {at} us: {violation}"))?;
             let guards = self.nodes.iter().map(|n| (n.store, n.local(at), &n.guarded));
-            check_alone(guards, &self.forced)
-                .map_err(|violation| format!("at {at} us: {violation}"))?;
+            check_alone(guards).map_err(|violation| format!("at {at} us: {violation}"))?;
         }
         let stable = self.check_well()?;
         if epochs.as_ref() == Some(&stable) {

@@ -232,7 +232,7 @@ fn a_poisoned_epoch_is_refused() {
     let (map, _) = map(1);
     map.place(placement(1, Epoch::new(0, 3), 1, 1)).expect("places");
     let root = map.root();
-    for epoch in [Epoch::new(0, 4 + (1 << 26)), Epoch::new(0, u64::MAX), Epoch::new(2_000, 1)] {
+    for epoch in [Epoch::new(0, 4 + (1 << 26)), Epoch::new(0, u64::MAX), Epoch::new(1 << 28, 1)] {
         let said = typed::placed(&placement(1, epoch, 1, 2));
         let key = typed::placement_key(volume_id(1));
         let merged = map.merge(store_id(2), vec![(key, Record::Placed(said))]).expect("merges");
