@@ -55,7 +55,18 @@ impl LeaseCore {
             self.out.reply(request, Err(LeaseError::NotPromoted { volume, why }));
             return;
         }
-        let force = force.and_then(|voters| forced_config(me, entry, voters));
+        let force = match force {
+            None => None,
+            // Never less than was asked for: that would be another promotion.
+            Some(voters) => match forced_config(me, entry, voters) {
+                Some(config) => Some(config),
+                None => {
+                    let why = CampaignFailure::Outdated(entry.highest());
+                    self.out.reply(request, Err(LeaseError::NotPromoted { volume, why }));
+                    return;
+                }
+            },
+        };
         if let Some(former) = entry.campaign.take() {
             self.give_up(volume, former, &CampaignFailure::UnderWay);
         }
@@ -108,10 +119,14 @@ impl LeaseCore {
         let answers = Answers::of(&asked, config, replies);
         let willing = answers.willing.clone();
         let first = config.version.epoch;
+        let overdue = campaign.promotion.as_ref().is_some_and(|it| now >= it.until);
         if let Some((_, holder, epoch)) = answers.busy {
             self.end_promotion(volume, &CampaignFailure::Held { holder, epoch });
         } else if highest >= first {
             self.end_promotion(volume, &CampaignFailure::Outdated(highest));
+        } else if answers.servable.is_some() && overdue {
+            // A fresher copy can't be fetched: what was asked for then is not done much later.
+            self.end_promotion(volume, &CampaignFailure::UnderWay);
         } else if let Some((at, best)) = answers.servable {
             campaign.awaited = Some(best);
             campaign.phase = Phase::Waiting { until: now + self.config.reservation };

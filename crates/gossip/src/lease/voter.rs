@@ -199,9 +199,14 @@ impl LeaseCore {
         let PreVote { volume, round, config, copy, lag_limit } = question;
         let unknown = Volume::default();
         let entry = self.volumes.get(&volume).unwrap_or(&unknown);
-        // A former voter is asked before a forced promotion: that it promises counts most.
+        // A former voter is asked before a forced promotion: that it promises counts most, then that
+        // it has what the copy lacks.
         let verdict = match (self.wrong_config(entry, &config), self.busy(now, entry, from)) {
             (Some(Verdict::NotVoter) | None, Some(busy)) => busy,
+            (Some(Verdict::NotVoter), None) => {
+                let own = entry.copy.filter(|own| own.head > copy.head);
+                own.map_or(Verdict::NotVoter, |best| Verdict::Behind { best, here: true })
+            }
             (Some(wrong), _) => wrong,
             (None, None) => Self::behind(entry, copy, lag_limit).unwrap_or(Verdict::Yes),
         };

@@ -252,6 +252,20 @@ fn a_copy_too_far_behind_leads_by_a_persons_word_alone() {
 }
 
 #[test]
+fn a_forced_promotion_that_waits_for_a_fresher_copy_is_given_up_in_time() {
+    let mut mesh = Mesh::new(3, &[1, 2, 3]);
+    mesh.say(2, Event::LocalCopy(volume(), Some(stamp(1, 9, 900_000))));
+    mesh.say(3, Event::LocalCopy(volume(), Some(stamp(1, 2, 1_000))));
+    mesh.cut.insert(1);
+    assert_eq!(why(mesh.promote(3, Some(&[3]))), CampaignFailure::UnderWay, "2 has a fresher one");
+    let asked = mesh.events.iter().any(|(_, event)| matches!(event, LeaseEvent::Behind { .. }));
+    assert!(asked && (30_000..33_000).contains(&mesh.millis), "{} ms", mesh.millis);
+    mesh.say(3, Event::LocalCopy(volume(), Some(stamp(1, 9, 900_000))));
+    mesh.pass(60_000);
+    assert_eq!(mesh.holders(), [] as [u8; 0], "and not done later");
+}
+
+#[test]
 fn bad_promotions_are_refused_and_change_nothing() {
     let mut mesh = Mesh::new(3, &[1, 2, 3]);
     assert_eq!(why(mesh.promote(1, Some(&[2]))), CampaignFailure::BadVoters, "without itself");
