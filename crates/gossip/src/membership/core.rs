@@ -2,6 +2,7 @@
 //! clock, no chitchat and no wire; the shell does what it says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flocker_base::{BootTime, Name, StoreId};
@@ -67,9 +68,11 @@ pub(super) struct Sights<'a> {
 #[derive(Debug)]
 pub(super) struct Core {
     contact: Contact,
-    view: View,
+    view: Arc<View>,
     /// The live members of this node's region.
     mates: BTreeSet<StoreId>,
+    /// Whether a mate is live, or another region was heard of late.
+    has_company: bool,
     pub(super) roll: Roll,
     bridge: Bridge,
     rosters: Rosters,
@@ -94,8 +97,9 @@ impl Core {
         let (control, data) = (local.facts.control, local.facts.data);
         Self {
             contact: Contact { store: me, region: region.clone(), control, data },
-            view: view.clone(),
+            view: Arc::new(view.clone()),
             mates: BTreeSet::from([me]),
+            has_company: false,
             roll: Roll::new(me, generation, view),
             bridge: Bridge::new(me, now),
             rosters: Rosters::new(me, region.clone(), generation, grace),
@@ -142,7 +146,7 @@ impl Core {
         let changes = self.roll.update(now, &reading);
         let changed = changes.view.is_some();
         if let Some(view) = &changes.view {
-            self.view = View::clone(view);
+            self.view = Arc::clone(view);
             let own = &self.contact.region;
             let nodes = self.view.nodes.iter();
             let mates =
@@ -168,7 +172,9 @@ impl Core {
 
     /// Tries to reach those that are known of and not seen alive.
     pub(super) fn reach(&mut self, stores: &[StoreId]) -> Vec<Command> {
-        let ways = self.scout.next(stores, &self.view, self.bridge.is_inside());
+        // Without a live mate nobody else carries to the other regions.
+        let carries = self.bridge.is_inside() || self.mates.len() <= 1;
+        let ways = self.scout.next(stores, &self.view, carries);
         ways.into_iter().map(Command::from).collect()
     }
 
@@ -186,7 +192,8 @@ impl Core {
         if probe == Some(RegionId::of(&greeting.region)) {
             self.rosters.answered(now, RegionId::of(&greeting.region));
         }
-        let ways = self.scout.greeted(from, &greeting, self.bridge.is_inside());
+        let ways = self.scout.greeted(now, from, &greeting, self.bridge.is_inside());
+        self.has_company |= self.scout.hears_abroad(now);
         let told = greeting.mates.iter().chain(&greeting.bridges);
         let unknown = told.filter(|c| !self.view.nodes.contains_key(&c.store));
         let known = unknown.map(|c| KnownNode {
@@ -216,12 +223,20 @@ impl Core {
         let unread = || "the request can't be read".to_owned();
         let encoded = match message::decode_request(request).ok_or_else(unread)? {
             Request::Greet(contact) if contact.store == from => {
-                message::encode::<Greeting>(&self.scout.answer(now, &contact, &self.view))
+                let greeting = self.scout.answer(now, &contact, &self.view);
+                self.has_company |= self.scout.hears_abroad(now);
+                message::encode::<Greeting>(&greeting)
             }
             Request::Greet(_) => return Err("it greets in another's name".to_owned()),
             Request::Pull(wants) => message::encode::<Vec<Part>>(&self.rosters.parts(&wants)),
         };
         encoded.ok_or_else(|| "the answer can't be written".to_owned())
+    }
+
+    /// Whether a mate is live, or another region was heard of late: a node alone carries nothing.
+    /// What is told of other regions by mates that are gone does not count.
+    pub(super) const fn has_company(&self) -> bool {
+        self.has_company
     }
 
     /// What this node greets with.
@@ -247,13 +262,15 @@ impl Core {
     }
 
     fn step_bridge(&mut self, now: BootTime, sights: &Sights<'_>, commands: &mut Vec<Command>) {
-        let live = self.mates.clone();
+        let live = &self.mates;
+        self.has_company = live.len() > 1 || self.scout.hears_abroad(now);
         let between = sights.between.unwrap_or_default();
         let inside = between.iter().filter(|run| run.live && !run.has_stepped_down());
         let sight = RegionSight {
             inside: inside.map(|run| run.store).filter(|store| live.contains(store)).collect(),
             unsettled: self.bridge.is_settling(now)
                 && self.scout.is_unsettled(sights.stores, &self.view),
+            cut_off: !self.has_company,
             live,
         };
         match self.bridge.step(now, &sight) {

@@ -5,6 +5,9 @@
 //! pool. While nothing changes a round only repairs what was lost and carries heartbeats, on which
 //! nothing depends within minutes: deaths are the watch's affair. So its frequency falls as the
 //! pool grows, and what an idle node sends does not.
+//!
+//! Chitchat takes a node for alive until its heartbeats have long been missed, and would spend a
+//! round's three messages on those that have left or died. Each of these goes to a living peer.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,6 +15,7 @@ use std::time::Duration;
 
 use flocker_base::{BootTime, StoreId};
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
 use super::guard::StateId;
@@ -53,6 +57,10 @@ pub(super) struct Pace {
     next: BootTime,
     /// Peers with whom an exchange was asked for.
     wanted: BTreeSet<StoreId>,
+    /// Peers that seem alive.
+    living: Vec<StoreId>,
+    /// Peers that have left or are held for dead.
+    gone: BTreeSet<StoreId>,
 }
 
 /// What a state said when it was last looked at.
@@ -76,6 +84,8 @@ impl Pace {
             warm_until: now,
             next: now,
             wanted: BTreeSet::new(),
+            living: Vec::new(),
+            gone: BTreeSet::new(),
         }
     }
 
@@ -129,7 +139,7 @@ impl Pace {
     }
 
     /// Whether an exchange with this peer may begin now, with a first message of so many bytes.
-    pub(super) fn begins(&mut self, now: BootTime, peer: StoreId, bytes: usize) -> bool {
+    fn begins(&mut self, now: BootTime, peer: StoreId, bytes: usize) -> bool {
         if self.wanted.remove(&peer) || now < self.hot_until {
             return true;
         }
@@ -139,6 +149,40 @@ impl Pace {
         let rest = if now < self.warm_until { WARM_EVERY } else { self.rest(bytes) };
         self.next = now + rest.mul_f64(self.random.random_range(0.75..1.25));
         true
+    }
+
+    /// Takes which of the pool's states are alive, all told. Who is neither that nor gone may be
+    /// new, and has yet to be heard.
+    pub(super) fn keep_peers(
+        &mut self,
+        me: StoreId,
+        states: &[Sighting<'_>],
+        suspected: &Suspicions,
+    ) {
+        let living = states.iter().filter(|run| run.live && !run.is_leaving());
+        let living: BTreeSet<_> = living.map(|run| run.store).filter(|s| *s != me).collect();
+        let is_over = |run: &&Sighting<'_>| {
+            run.is_leaving() || suspected.contains(&(run.store, run.incarnation()))
+        };
+        let over = states.iter().filter(is_over).map(|run| run.store);
+        self.gone = over.filter(|store| !living.contains(store)).collect();
+        self.living = living.into_iter().collect();
+    }
+
+    /// Some peers that seem alive, at random.
+    pub(super) fn some_living(&mut self, most: usize) -> Vec<StoreId> {
+        self.living.sample(&mut self.random, most).copied().collect()
+    }
+
+    /// With whom an exchange begins now that chitchat would begin with this peer, by a first
+    /// message of so many bytes.
+    pub(super) fn aim(&mut self, now: BootTime, peer: StoreId, bytes: usize) -> Option<StoreId> {
+        let is_meant = self.wanted.contains(&peer) || !self.gone.contains(&peer);
+        if !self.begins(now, peer, bytes) {
+            return None;
+        }
+        let other = if is_meant { None } else { self.living.choose(&mut self.random) };
+        Some(other.copied().unwrap_or(peer))
     }
 
     /// The mean time between two rounds that this node begins at rest.
@@ -237,6 +281,32 @@ mod tests {
         assert!(begun(&mut pace, 20..60, 10_000) <= 1);
         pace.note(at(60), &[state(1, 3, &[facts, (KEY_ROOT, "s"), (KEY_LOAD, "2")])], &NONE, &NONE);
         assert!((2..=6).contains(&begun(&mut pace, 60..70, 10_000)));
+    }
+
+    #[test]
+    fn rounds_go_to_the_living_and_to_the_gone_only_if_asked_for() {
+        let mut pace = pace();
+        let left = state(1, 2, &[(crate::membership::KEY_LEFT, "stopped")]);
+        let (dead, new) = (Sighting { live: false, ..state(2, 1, &[]) }, state(3, 1, &[]));
+        let new = Sighting { live: false, ..new };
+        let suspected = [(dead.store, dead.incarnation())].into();
+        let alone = [left.clone(), dead.clone(), new.clone()];
+        pace.keep_peers(store(9), &alone, &suspected);
+        assert_eq!(pace.aim(at(0), store(1), 100), Some(store(1)), "there is nobody else");
+        let all = [left, dead, new, state(4, 1, &[]), state(5, 1, &[]), state(9, 1, &[])];
+        pace.keep_peers(store(9), &all, &suspected);
+        let mut aimed = BTreeSet::new();
+        for gone in [1, 2] {
+            aimed.extend((0..50).filter_map(|_| pace.aim(at(0), store(gone), 100)));
+        }
+        assert_eq!(aimed, [store(4), store(5)].into(), "both, and never this node itself");
+        for there in [3, 4, 6] {
+            assert_eq!(pace.aim(at(0), store(there), 100), Some(store(there)));
+        }
+        pace.want(store(2));
+        assert_eq!(pace.aim(at(60), store(2), 100), Some(store(2)));
+        assert_eq!(pace.some_living(8).into_iter().collect::<BTreeSet<_>>(), aimed);
+        assert_eq!(pace.some_living(1).len(), 1);
     }
 
     #[test]

@@ -53,8 +53,6 @@ pub(super) struct Pool {
     chat: ChitchatHandle,
     inlet: Arc<Inlet>,
     pace: Arc<Mutex<Pace>>,
-    /// Peers that seem alive. A set's order: not the same ones first in each.
-    living: Mutex<HashSet<StoreId>>,
 }
 
 impl Pool {
@@ -86,7 +84,7 @@ impl Pool {
         let chat = spawn_chitchat(config, values.into_iter().collect(), &outlet)
             .await
             .map_err(|error| MembershipError::Start(format!("{error:#}")))?;
-        Ok(Self { me, chat, inlet: Arc::clone(inlet), pace, living: Mutex::default() })
+        Ok(Self { me, chat, inlet: Arc::clone(inlet), pace })
     }
 
     /// Why the pool ended, once it has. It does so by itself only if something is wrong. Cancel
@@ -116,9 +114,10 @@ impl Pool {
             urgent |= !can_wait && chitchat.self_node_state().max_version() != before;
         }
         if urgent {
-            self.pace().heat(self.inlet.clock().boot());
             drop(chitchat);
-            for peer in self.living().into_iter().take(NUDGES) {
+            self.pace().heat(self.inlet.clock().boot());
+            let peers = self.pace().some_living(NUDGES);
+            for peer in peers {
                 self.gossip(peer);
             }
         }
@@ -149,11 +148,11 @@ impl Pool {
     /// from them.
     pub(super) async fn bid_farewell(&self, how: &str) {
         self.lock().await.self_node_state().set(KEY_LEFT, how);
-        let peers = self.living();
+        let peers = self.pace().some_living(FAREWELLS);
         if peers.is_empty() {
             return;
         }
-        for peer in peers.into_iter().take(FAREWELLS) {
+        for peer in peers {
             self.gossip(peer);
         }
         tokio::time::sleep(FAREWELL).await;
@@ -170,14 +169,8 @@ impl Pool {
     }
 
     /// Takes which of the pool's states are alive, all told.
-    pub(super) fn keep_living(&self, states: &[Sighting<'_>]) {
-        let living = states.iter().filter(|run| run.live && !run.is_leaving());
-        let living = living.map(|run| run.store).filter(|store| *store != self.me).collect();
-        *self.living.lock().unwrap_or_else(PoisonError::into_inner) = living;
-    }
-
-    fn living(&self) -> HashSet<StoreId> {
-        self.living.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn keep_peers(&self, states: &[Sighting<'_>], suspected: &Suspicions) {
+        self.pace().keep_peers(self.me, states, suspected);
     }
 }
 

@@ -96,15 +96,29 @@ struct Remote {
     silent: BTreeMap<StoreId, Liveness>,
     /// Runs in the pool between regions that have seemed alive: silence of others says nothing.
     seen_live: BTreeSet<StateId>,
-    stamp: Option<Stamp>,
 }
 
-/// What the last update was made from: while it is the same, nothing changes.
+/// What an update was made from: while it is the same, nothing changes.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     revision: u64,
+    region: Vec<(StoreId, u64, u64, bool)>,
     between: Vec<(StoreId, u64, u64, bool)>,
     suspected: Suspicions,
+}
+
+impl Stamp {
+    fn of(reading: &Reading<'_>) -> Self {
+        let states = |sightings: &[Sighting<'_>]| {
+            sightings.iter().map(|s| (s.store, s.generation, s.version, s.live)).collect()
+        };
+        Self {
+            revision: reading.revision,
+            region: states(reading.region),
+            between: states(reading.between),
+            suspected: reading.suspected.clone(),
+        }
+    }
 }
 
 impl Remote {
@@ -146,6 +160,7 @@ pub(super) struct Roll {
     generation: u64,
     members: BTreeMap<StoreId, Entry>,
     remote: Remote,
+    stamp: Option<Stamp>,
     /// States whose facts can't be read, warned of once each.
     unreadable: BTreeSet<StateId>,
     alarmed: Option<BootTime>,
@@ -180,6 +195,7 @@ impl Roll {
             generation,
             members: entry.into_iter().collect(),
             remote: Remote::default(),
+            stamp: None,
             unreadable: BTreeSet::new(),
             alarmed: None,
             copy_warned: None,
@@ -189,6 +205,12 @@ impl Roll {
     /// Takes a whole reading: a node is live that its pool or its region's roster counts as live
     /// and the watch does not suspect.
     pub(super) fn update(&mut self, now: BootTime, reading: &Reading<'_>) -> Changes {
+        self.warn_of_copies(now, reading.region);
+        let stamp = Stamp::of(reading);
+        if self.stamp.as_ref() == Some(&stamp) {
+            return Changes::default();
+        }
+        self.stamp = Some(stamp);
         self.unreadable.retain(|id| {
             let mut all = reading.region.iter().chain(reading.between);
             all.any(|s| (s.store, s.generation) == *id)
@@ -244,7 +266,6 @@ impl Roll {
         let mut changed = false;
         for (store, mut runs) in by_store(reading.region) {
             if store == self.me {
-                self.warn_of_copies(now, &runs);
                 runs.retain(|run| run.generation == self.generation);
             }
             // An earlier run that still counts as live is a node that has just restarted.
@@ -264,19 +285,6 @@ impl Roll {
         present: &BTreeSet<StoreId>,
         changes: &mut Changes,
     ) -> bool {
-        let stamp = Stamp {
-            revision: reading.revision,
-            between: reading
-                .between
-                .iter()
-                .map(|s| (s.store, s.generation, s.version, s.live))
-                .collect(),
-            suspected: reading.suspected.clone(),
-        };
-        if self.remote.stamp.as_ref() == Some(&stamp) {
-            return false;
-        }
-        self.remote.stamp = Some(stamp);
         self.remote.note_live(reading.between);
         let mut changed = false;
         let mut stores = BTreeSet::new();
@@ -332,9 +340,17 @@ impl Roll {
             said = (!own.is_empty()).then_some(Said { live, left: left.filter(|left| *left) });
         }
         if let (None, Some((region, reachable, line))) = (said, line) {
-            let live = reachable && line.liveness() == Liveness::Live;
-            changed |= self.take_line(now, store, region, live, line, &mut changes.reached);
-            said = Some(Said { live, left: Some(line.liveness() == Liveness::Left) });
+            // Of a run that is over its roster knows no more than this node.
+            let is_over = runs.first().is_some_and(|run| run.generation > line.generation);
+            let known = self.members.get(&store).filter(|_| is_over);
+            let liveness = known.map_or_else(|| line.liveness(), |entry| entry.member.liveness);
+            let live = reachable && liveness == Liveness::Live;
+            let mut left = None;
+            if known.is_none() {
+                changed |= self.take_line(now, store, region, live, line, &mut changes.reached);
+                left = Some(line.liveness() == Liveness::Left);
+            }
+            said = Some(Said { live, left });
         }
         let own_word = said.is_some() && newest.is_some();
         if let Some(said) = said {
@@ -498,8 +514,9 @@ impl Roll {
         })
     }
 
-    fn warn_of_copies(&mut self, now: BootTime, own: &[&Sighting<'_>]) {
-        let copied = own.iter().any(|run| run.generation > self.generation && run.live);
+    fn warn_of_copies(&mut self, now: BootTime, region: &[Sighting<'_>]) {
+        let mut own = region.iter().filter(|run| run.store == self.me);
+        let copied = own.any(|run| run.generation > self.generation && run.live);
         let due = self.copy_warned.is_none_or(|last| now.saturating_since(last) >= QUIET);
         if copied && due {
             self.copy_warned = Some(now);

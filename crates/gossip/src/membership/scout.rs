@@ -22,6 +22,9 @@ const LONELY_GREETINGS: usize = 3;
 const RECENT: usize = 8;
 const RECENT_FOR: Duration = Duration::from_secs(60);
 
+/// For how long one that was heard counts as there, unless its pool says more of it.
+const HEARD_FOR: Duration = Duration::from_secs(5);
+
 /// A way to someone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
@@ -41,6 +44,8 @@ pub(super) struct Scout {
     regions: BTreeMap<StoreId, Name>,
     last: Option<StoreId>,
     began: bool,
+    /// When a node of another region, or one that knows such, was last heard.
+    heard_abroad: Option<BootTime>,
     recent: BTreeMap<Name, VecDeque<(BootTime, Contact)>>,
 }
 
@@ -52,12 +57,14 @@ impl Scout {
             regions: BTreeMap::new(),
             last: Some(me),
             began: false,
+            heard_abroad: None,
             recent: BTreeMap::new(),
         }
     }
 
-    /// Whom to try next of these stores, which are known of.
-    pub(super) fn next(&mut self, stores: &[StoreId], view: &View, inside: bool) -> Vec<Way> {
+    /// Whom to try next of these stores, which are known of. `carries`: who of other regions lives is
+    /// this node's affair.
+    pub(super) fn next(&mut self, stores: &[StoreId], view: &View, carries: bool) -> Vec<Way> {
         let is_live =
             |store: &StoreId| view.nodes.get(store).is_some_and(|m| m.liveness == Liveness::Live);
         let lonely = view.nodes.iter().all(|(s, m)| *s == self.me || m.liveness != Liveness::Live);
@@ -65,7 +72,7 @@ impl Scout {
             .iter()
             .copied()
             .filter(|store| *store != self.me && !is_live(store))
-            .filter_map(|store| Some((store, self.way(store, view, inside)?)))
+            .filter_map(|store| Some((store, self.way(store, view, carries)?)))
             .collect();
         let most = match (std::mem::replace(&mut self.began, true), lonely) {
             (false, _) => FIRST_GREETINGS,
@@ -80,11 +87,11 @@ impl Scout {
         ways.into_iter().map(|(_, way)| way).collect()
     }
 
-    fn way(&self, store: StoreId, view: &View, inside: bool) -> Option<Way> {
+    fn way(&self, store: StoreId, view: &View, carries: bool) -> Option<Way> {
         match self.region_of(store, view) {
             Some(region) if *region == self.region => Some(Way::Gossip(store)),
             // Who of another region lives is the bridges' affair.
-            Some(_) if !inside => None,
+            Some(_) if !carries => None,
             Some(_) | None => Some(Way::Greet(store)),
         }
     }
@@ -94,9 +101,10 @@ impl Scout {
         seen.or_else(|| self.regions.get(&store))
     }
 
-    /// Whether one of these stores may be a member of this node's region that it does not see yet.
+    /// Whether one of these stores, or one that it was told of, may be a member of this node's
+    /// region that it does not see yet.
     pub(super) fn is_unsettled(&self, stores: &[StoreId], view: &View) -> bool {
-        stores.iter().any(|store| {
+        stores.iter().chain(self.regions.keys()).any(|store| {
             let live = view.nodes.get(store).is_some_and(|m| m.liveness == Liveness::Live);
             let mine = self.region_of(*store, view).is_none_or(|region| *region == self.region);
             *store != self.me && !live && mine
@@ -104,8 +112,19 @@ impl Scout {
     }
 
     /// Takes the answer of this node to a greeting: where to go on, and what addresses are new.
-    pub(super) fn greeted(&mut self, from: StoreId, greeting: &Greeting, inside: bool) -> Vec<Way> {
+    pub(super) fn greeted(
+        &mut self,
+        now: BootTime,
+        from: StoreId,
+        greeting: &Greeting,
+        inside: bool,
+    ) -> Vec<Way> {
         self.note(from, &greeting.region);
+        let mut regions =
+            std::iter::once(&greeting.region).chain(greeting.bridges.iter().map(|b| &b.region));
+        if regions.any(|region| *region != self.region) {
+            self.heard_abroad = Some(now);
+        }
         let mut ways = Vec::new();
         if greeting.region == self.region {
             ways.push(Way::Gossip(from));
@@ -147,9 +166,17 @@ impl Scout {
         }
     }
 
+    /// Whether a node of another region, or one that knows such, was heard of late.
+    pub(super) fn hears_abroad(&self, now: BootTime) -> bool {
+        self.heard_abroad.is_some_and(|last| now.saturating_since(last) < HEARD_FOR)
+    }
+
     /// Answers a greeting.
     pub(super) fn answer(&mut self, now: BootTime, asker: &Contact, view: &View) -> Greeting {
         let asker_region = &asker.region;
+        if *asker_region != self.region {
+            self.heard_abroad = Some(now);
+        }
         let live = view.nodes.iter().filter(|(_, m)| m.liveness == Liveness::Live);
         let mut by_region: BTreeMap<&Name, Vec<StoreId>> = BTreeMap::new();
         for (store, member) in live {
@@ -274,7 +301,7 @@ mod tests {
         assert!(!scout.is_unsettled(&[store(1), store(4)], &seen), "all are there");
         assert!(scout.is_unsettled(&[store(3)], &seen), "who knows of which region that is");
         let greeting = Greeting { region: name("us"), mates: Vec::new(), bridges: Vec::new() };
-        scout.greeted(store(3), &greeting, false);
+        scout.greeted(START, store(3), &greeting, false);
         assert!(!scout.is_unsettled(&[store(3)], &seen), "it is of another");
     }
 
@@ -292,8 +319,8 @@ mod tests {
                 contact(3, "eu"),
             ],
         };
-        assert_eq!(scout.greeted(store(5), &greeting, false), [Way::Gossip(store(2))]);
-        let ways = scout.greeted(store(5), &greeting, true);
+        assert_eq!(scout.greeted(START, store(5), &greeting, false), [Way::Gossip(store(2))]);
+        let ways = scout.greeted(START, store(5), &greeting, true);
         assert_eq!(ways.len(), 4, "a mate, both bridges of its region, one of the other: {ways:?}");
         assert!(ways.contains(&Way::GossipBetween(store(5))));
         assert!(ways.contains(&Way::GossipBetween(store(6))));

@@ -19,7 +19,9 @@ use super::pool::{Pool, sightings};
 use super::roll::Sighting;
 use super::roster::RegionId;
 use super::roster::message::{Request, encode};
-use super::{ALARM_STATES, Inner, MAX_STATES, MembershipError, STEPPED_DOWN, STOPPED, Verdicts};
+use super::{
+    ALARM_STATES, Inner, KEY_FACTS, MAX_STATES, MembershipError, STEPPED_DOWN, STOPPED, Verdicts,
+};
 use crate::addresses::AddressError;
 use crate::control::{Handler, Kind};
 use crate::join::KnownNode;
@@ -32,7 +34,7 @@ const PULL_DEADLINE: Duration = Duration::from_secs(3);
 const MAX_CALLS: usize = 64;
 
 /// The most requests that wait for an answer; more are refused.
-pub(super) const MAX_REQUESTS: usize = 64;
+pub(super) const MAX_REQUESTS: usize = 1024;
 
 /// A peer's request that waits for an answer.
 pub(super) struct Asked {
@@ -142,8 +144,12 @@ impl<'a> Shell<'a> {
                 Some(asked) = requests.recv() => {
                     let Asked { from, request, answer } = asked;
                     let now = inner.clock.boot();
+                    let met = self.core.has_company();
                     // The caller may have given up.
                     let _ = answer.send(self.core.answer(now, from, &request));
+                    if !met && self.core.has_company() {
+                        self.read().await?;
+                    }
                 }
             }
         }
@@ -187,9 +193,9 @@ impl<'a> Shell<'a> {
             for run in region.iter_mut().chain(between.iter_mut().flatten()) {
                 run.live = self.core.lives(run, &vouched, &suspected);
             }
-            self.region.keep_living(&region);
+            self.region.keep_peers(&region, &suspected);
             if let (Some((pool, _)), Some(between)) = (&self.between, &between) {
-                pool.keep_living(between);
+                pool.keep_peers(between, &suspected);
             }
             let sights = Sights {
                 region: &region,
@@ -235,9 +241,13 @@ impl<'a> Shell<'a> {
         let now = self.inner.clock.boot();
         match called {
             Called::Greeted(from, probe, Some(answer)) => {
+                let met = self.core.has_company();
                 let (commands, known) = self.core.greeted(now, from, probe, &answer);
                 self.note(known).await?;
                 self.obey(commands).await;
+                if !met && self.core.has_company() {
+                    self.read().await?;
+                }
             }
             Called::Greeted(_, _, None) => {}
             Called::Pulled(server, answer) => {
@@ -367,10 +377,11 @@ fn ids(sightings: &[Sighting<'_>]) -> Vec<StateId> {
     sightings.iter().map(|s| (s.store, s.generation)).collect()
 }
 
-/// The bridges that have not said that they leave, by their latest run.
+/// The bridges that have not said that they leave, by the latest run whose facts have come: until
+/// then what is held of the run before stands.
 fn bridges(sightings: &[Sighting<'_>]) -> BTreeMap<StoreId, Incarnation> {
     let mut newest: BTreeMap<StoreId, &Sighting<'_>> = BTreeMap::new();
-    for run in sightings {
+    for run in sightings.iter().filter(|run| run.value(KEY_FACTS).is_some()) {
         let known = newest.entry(run.store).or_insert(run);
         if known.generation < run.generation {
             *known = run;

@@ -208,13 +208,14 @@ impl Outlet {
         Self { wire, kind: inlet.kind, clock: Arc::clone(&inlet.clock), inbox, pace }
     }
 
-    /// Whether a message goes out now. Only the first of an exchange may be left out.
-    fn is_due(&self, to: StoreId, message: &ChitchatMessage) -> bool {
+    /// To whom a message goes out now. Only the first of an exchange may be left out, or go to
+    /// another.
+    fn aim(&self, to: StoreId, message: &ChitchatMessage) -> Option<StoreId> {
         if !matches!(message, ChitchatMessage::Syn { .. }) {
-            return true;
+            return Some(to);
         }
         let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        pace.begins(self.clock.boot(), to, message.serialized_len())
+        pace.aim(self.clock.boot(), to, message.serialized_len())
     }
 }
 
@@ -229,9 +230,7 @@ impl Transport for Outlet {
 impl Socket for Outlet {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
         let Some(store) = chat_id::store(to) else { return Ok(()) };
-        if !self.is_due(store, &message) {
-            return Ok(());
-        }
+        let Some(store) = self.aim(store, &message) else { return Ok(()) };
         let bytes = message.serialize_to_vec();
         if bytes.len() > self.kind.max_frame() {
             tracing::error!(

@@ -1,22 +1,36 @@
 //! What membership costs and how fast news cross regions, in virtual time. Figures, not checks.
 
-use std::sync::atomic::AtomicU64;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 use super::*;
 use crate::control::{Wire, WireError};
 
+/// What nodes have sent.
+#[derive(Clone, Default)]
+struct Count {
+    /// Messages and bytes of each kind.
+    kinds: Arc<Mutex<BTreeMap<String, (u64, u64)>>>,
+}
+
+impl Count {
+    fn add(&self, kind: Kind, bytes: usize) {
+        let mut kinds = self.kinds.lock().expect("no panic");
+        let (messages, sum) = kinds.entry(format!("{kind:?}")).or_default();
+        *messages += 1;
+        *sum += u64::try_from(bytes).expect("small");
+    }
+
+    /// What was sent so far, and is counted no more.
+    fn take(&self) -> BTreeMap<String, (u64, u64)> {
+        std::mem::take(&mut *self.kinds.lock().expect("no panic"))
+    }
+}
+
 /// Counts what a node sends.
 struct Counted {
     wire: Arc<dyn Wire>,
-    bytes: Arc<AtomicU64>,
-    messages: Arc<AtomicU64>,
-}
-
-impl Counted {
-    fn count(&self, bytes: usize) {
-        self.bytes.fetch_add(u64::try_from(bytes).expect("small"), Ordering::Relaxed);
-        self.messages.fetch_add(1, Ordering::Relaxed);
-    }
+    count: Count,
 }
 
 #[async_trait::async_trait]
@@ -26,7 +40,7 @@ impl Wire for Counted {
     }
 
     fn send(&self, to: StoreId, kind: Kind, payload: Bytes) {
-        self.count(payload.len());
+        self.count.add(kind, payload.len());
         self.wire.send(to, kind, payload);
     }
 
@@ -37,11 +51,11 @@ impl Wire for Counted {
         payload: Bytes,
         deadline: Duration,
     ) -> Result<Bytes, WireError> {
-        self.count(payload.len());
+        self.count.add(kind, payload.len());
         let answer = self.wire.call(to, kind, payload, deadline).await;
         if let Ok(answer) = &answer {
             // The peer's, but as many are asked as ask.
-            self.count(answer.len());
+            self.count.add(kind, answer.len());
         }
         answer
     }
@@ -53,24 +67,30 @@ fn wide_store(n: u16) -> StoreId {
     StoreId::from_bytes(bytes)
 }
 
+/// What this process has used.
+struct Usage {
+    busy: Duration,
+    /// KiB.
+    resident: usize,
+}
+
+impl Usage {
+    fn now() -> Self {
+        let busy = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        let busy = Duration::try_from(busy).expect("some");
+        let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+        let number = line.split_whitespace().next().and_then(|text| text.parse().ok());
+        Self { busy, resident: number.expect("a number") }
+    }
+}
+
 /// What is measured.
 struct Measured {
     store: StoreId,
     region: String,
     membership: Membership,
     kill: CancellationToken,
-}
-
-#[derive(Default)]
-struct Count {
-    bytes: Arc<AtomicU64>,
-    messages: Arc<AtomicU64>,
-}
-
-impl Count {
-    fn now(&self) -> (u64, u64) {
-        (self.bytes.load(Ordering::Relaxed), self.messages.load(Ordering::Relaxed))
-    }
 }
 
 fn start(mesh: &Mesh, count: &Count, tasks: &mut JoinSet<()>, n: u16, region: String) -> Measured {
@@ -86,8 +106,8 @@ fn start(mesh: &Mesh, count: &Count, tasks: &mut JoinSet<()>, n: u16, region: St
         announce_after: Duration::ZERO,
     };
     let store = wide_store(n);
-    let (bytes, messages) = (Arc::clone(&count.bytes), Arc::clone(&count.messages));
-    let wire: Arc<dyn Wire> = Arc::new(Counted { wire: mesh.net.node(store), bytes, messages });
+    let wire: Arc<dyn Wire> =
+        Arc::new(Counted { wire: mesh.net.node(store), count: count.clone() });
     let (config, clock) = (MembershipConfig::default(), Arc::clone(&mesh.clock));
     let (membership, handlers) =
         Membership::new(config, local, Arc::clone(&wire), Mesh::book(), clock).expect("starts");
@@ -131,13 +151,26 @@ async fn measure(regions: u16, each: u16) {
         .await;
     }
     let converged = began.elapsed();
-    tokio::time::sleep(Duration::from_secs(40)).await;
-    let idle = Duration::from_secs(20);
-    let before = count.now();
+    let runs = nodes.iter().map(|node| node.membership.inner.between_inlet.states()).max();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let idle = Duration::from_secs(60);
+    let busy = Usage::now().busy;
+    count.take();
     tokio::time::sleep(idle).await;
-    let after = count.now();
-    let share = u64::try_from(nodes.len()).expect("small") * idle.as_secs();
-    let (bytes, messages) = ((after.0 - before.0) / share, (after.1 - before.1) / share);
+    let (sent, usage) = (count.take(), Usage::now());
+    let share_of_core = 100.0 * (usage.busy - busy).as_secs_f64()
+        / (idle.as_secs_f64() * f64::from(regions * each));
+    let memory = usage.resident / nodes.len();
+    let each_second = |sum: u64| {
+        f64::from(u32::try_from(sum).expect("small"))
+            / (f64::from(regions * each) * idle.as_secs_f64())
+    };
+    let kind = |(kind, (messages, bytes)): (&String, &(u64, u64))| {
+        format!("{:.2} of {kind} with {:.1} B", each_second(*messages), each_second(*bytes))
+    };
+    let kinds: Vec<_> = sent.iter().map(kind).collect();
+    let messages = each_second(sent.values().map(|(messages, _)| messages).sum());
+    let bytes = each_second(sent.values().map(|(_, bytes)| bytes).sum());
     let is_bridge = |node: &&Measured| node.membership.inner.between_inlet.is_open();
     let victim = nodes.iter().find(|node| !is_bridge(node)).expect("some");
     mesh.net.remove(victim.store);
@@ -152,9 +185,12 @@ async fn measure(regions: u16, each: u16) {
         *latest = (*latest).max(died.elapsed());
     }
     println!(
-        "{regions} regions of {each}: all see all after {converged:?}; idle {bytes} B/s and \
-         {messages} messages/s a node; a death is known in its region after {own:?}, in all \
-         others after {others:?} or sooner"
+        "{regions} regions of {each}: all see all after {converged:?}, with {} states in the pool \
+         between regions; idle {bytes:.0} B/s, {messages:.2} messages/s ({}), {share_of_core:.3} % \
+         of a core and {memory} KiB a node; a death is known in its region after {own:?}, in all others \
+         after {others:?} or sooner",
+        runs.unwrap_or_default(),
+        kinds.join(", ")
     );
 }
 
@@ -171,7 +207,13 @@ async fn ten_regions_of_thirty() {
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "run by scripts/measure-membership: a measurement of an hour or so"]
+#[ignore = "run by scripts/measure-membership: a measurement of some minutes"]
 async fn ten_regions_of_a_hundred() {
     measure(10, 100).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[ignore = "run by scripts/measure-membership: a measurement of an hour or so"]
+async fn ten_regions_of_three_hundred() {
+    measure(10, 300).await;
 }
