@@ -129,7 +129,7 @@ pub struct LocalNode {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
     /// By store, this node among them.
-    pub nodes: BTreeMap<StoreId, Member>,
+    pub nodes: BTreeMap<StoreId, Arc<Member>>,
 }
 
 /// A node as this node sees it.
@@ -317,7 +317,7 @@ impl Membership {
             verdicts: watch::Sender::default(),
             bridges: watch::Sender::default(),
             events: broadcast::Sender::new(MAX_EVENTS),
-            view: watch::Sender::new(Arc::new(View { nodes: [(me, own)].into() })),
+            view: watch::Sender::new(Arc::new(View { nodes: [(me, Arc::new(own))].into() })),
             generations: AtomicU16::new(0),
             requests: tokio::sync::Mutex::new(requests),
         };

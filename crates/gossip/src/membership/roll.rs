@@ -173,14 +173,14 @@ struct Entry {
     version: u64,
     /// The roster's line that it was read from, if it was.
     line: Option<Arc<Line>>,
-    member: Member,
+    member: Arc<Member>,
     told: Told,
     /// Whether this run said that it stops.
     left: bool,
 }
 
 impl Entry {
-    fn of_self(generation: u64, member: Member) -> Self {
+    fn of_self(generation: u64, member: Arc<Member>) -> Self {
         Self { generation, version: 0, line: None, member, told: Told::default(), left: false }
     }
 }
@@ -224,7 +224,7 @@ impl Roll {
         self.members.retain(|s, _| *s == me || present.contains(s) || remote.contains(s));
         changed |= before != self.members.len();
         if changed {
-            let nodes = self.members.iter().map(|(s, e)| (*s, e.member.clone())).collect();
+            let nodes = self.members.iter().map(|(s, e)| (*s, Arc::clone(&e.member))).collect();
             changes.view = Some(Arc::new(View { nodes }));
         }
         changes
@@ -405,7 +405,7 @@ impl Roll {
             generation: line.generation,
             version: 0,
             line: Some(Arc::clone(line)),
-            member,
+            member: Arc::new(member),
             told: Told::default(),
             left: line.liveness() == Liveness::Left,
         };
@@ -434,7 +434,7 @@ impl Roll {
                 generation: run.generation,
                 version: run.version,
                 line: None,
-                member,
+                member: Arc::new(member),
                 told: Told::default(),
                 left: run.value(KEY_LEFT).is_some(),
             };
@@ -449,8 +449,8 @@ impl Roll {
         let own = self.members.get(&self.me).map(|own| own.member.facts.region.clone());
         let known = self.members.get(&store);
         if let Some(known) = known {
-            entry.member.since = known.member.since;
-            entry.member.liveness = known.member.liveness;
+            let member = Arc::make_mut(&mut entry.member);
+            (member.since, member.liveness) = (known.member.since, known.member.liveness);
             entry.told = known.told;
         }
         let said = addresses(&entry.member);
@@ -481,8 +481,8 @@ impl Roll {
         };
         let changed = entry.member.liveness != liveness;
         if changed {
-            entry.member.liveness = liveness;
-            entry.member.since = now;
+            let member = Arc::make_mut(&mut entry.member);
+            (member.liveness, member.since) = (liveness, now);
         }
         if store != self.me {
             changes.events.extend(entry.told.next(store, &entry.member));

@@ -10,7 +10,7 @@ use flocker_base::{BootTime, Name, StoreId};
 use super::bridge::{chosen, nearest};
 use super::roster::MAX_REGIONS;
 use super::roster::message::{Contact, Greeting, MAX_BRIDGES, MAX_MATES};
-use super::{Liveness, Member, View};
+use super::{Liveness, View};
 use crate::addresses::MAX_STORES;
 
 /// How many nodes are greeted at once by a node that has just started, and by one that sees nobody.
@@ -183,7 +183,7 @@ impl Scout {
             by_region.entry(&member.facts.region).or_default().push(*store);
         }
         let contact = |store: StoreId| {
-            let Member { facts, .. } = view.nodes.get(&store)?;
+            let facts = &view.nodes.get(&store)?.facts;
             let (control, data) = (facts.control, facts.data);
             Some(Contact { store, region: facts.region.clone(), control, data })
         };
@@ -260,7 +260,7 @@ mod tests {
                 public: None,
                 capacity: None,
             };
-            let member = Member {
+            let member = crate::membership::Member {
                 facts,
                 liveness: *liveness,
                 since: START,
@@ -269,7 +269,7 @@ mod tests {
                 load: None,
                 values: BTreeMap::new(),
             };
-            (store(*byte), member)
+            (store(*byte), std::sync::Arc::new(member))
         };
         View { nodes: of.iter().map(member).collect() }
     }

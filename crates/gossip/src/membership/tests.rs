@@ -202,7 +202,7 @@ impl Node {
         start.elapsed()
     }
 
-    fn sees(&self, other: &Self) -> Option<Member> {
+    fn sees(&self, other: &Self) -> Option<Arc<Member>> {
         self.membership.view().borrow().nodes.get(&other.store).cloned()
     }
 

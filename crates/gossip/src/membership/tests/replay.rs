@@ -63,7 +63,7 @@ async fn replay(mesh: &Mesh, to: &Node, messages: &[(StoreId, Bytes)]) {
 /// What the view says of each node.
 fn known(node: &Node) -> Vec<(StoreId, Incarnation, Liveness, String)> {
     let view = node.membership.view().borrow().clone();
-    let line = |(store, member): (&StoreId, &Member)| {
+    let line = |(store, member): (&StoreId, &Arc<Member>)| {
         (*store, member.incarnation, member.liveness, member.facts.name.to_string())
     };
     view.nodes.iter().map(line).collect()
