@@ -23,10 +23,11 @@ struct System {
     ticks: u8,
     cores: Vec<LeaseCore>,
     disks: Vec<Disk>,
-    /// Encoded packets, so that they have an order.
-    net: BTreeSet<(usize, usize, Vec<u8>)>,
+    net: BTreeSet<(usize, usize, Packed)>,
     /// The newest snapshot that each node has.
     copies: Vec<u64>,
+    /// Nodes that hear and say nothing any more.
+    dead: BTreeSet<usize>,
     campaigned: BTreeSet<usize>,
     restarted: bool,
     released: bool,
@@ -43,7 +44,7 @@ struct Disk {
 #[derive(Clone, Debug, PartialEq)]
 enum Action {
     Tick,
-    Deliver(usize, usize, Vec<u8>),
+    Deliver(usize, usize, Packed),
     /// This node campaigns, once.
     Campaign(usize),
     Restart(usize),
@@ -52,6 +53,16 @@ enum Action {
     Change,
     /// A person has a node lead by force.
     Force,
+}
+
+/// An encoded packet, so that packets have an order. It is shown as what it says.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Packed(Vec<u8>);
+
+impl std::fmt::Debug for Packed {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        message::decode(&self.0).map_err(|_unreadable| std::fmt::Error)?.messages.fmt(formatter)
+    }
 }
 
 /// The bounds, and the errors put in.
@@ -84,8 +95,11 @@ struct Bounds {
 /// The snapshot that was replicated.
 const REPLICATED: u64 = 2;
 
-/// Rounds without faults within which somebody must be elected.
-const ROUNDS: u8 = 40;
+/// Rounds without faults within which somebody must be elected: a holder that is frozen may keep a
+/// volume from others for a minute.
+const ROUNDS: u8 = 80;
+/// How many of them one node campaigns before the next does.
+const TURN: u8 = 10;
 
 fn store(node: usize) -> StoreId {
     StoreId::from_bytes([u8::try_from(node).expect("few") + 1; 16])
@@ -137,6 +151,9 @@ impl Bounds {
     }
 
     fn deliver(&self, state: &mut System, from: usize, to: usize, bytes: &[u8]) {
+        if state.dead.contains(&to) {
+            return;
+        }
         let packet = message::decode(bytes).expect("was encoded here");
         self.step(state, to, Event::Packet { from: store(from), packet });
     }
@@ -171,7 +188,7 @@ impl Bounds {
                             if at_once {
                                 self.deliver(state, node, to, &packet);
                             } else {
-                                state.net.insert((node, to, packet.to_vec()));
+                                state.net.insert((node, to, Packed(packet.to_vec())));
                             }
                         }
                     }
@@ -199,13 +216,13 @@ impl Bounds {
     /// Delivers what is between these nodes, until nothing is or it has gone on for long.
     fn deliver_among(&self, state: &mut System, nodes: &[usize]) {
         for _ in 0..10_000 {
-            let between = |(from, to, _): &&(usize, usize, Vec<u8>)| {
+            let between = |(from, to, _): &&(usize, usize, Packed)| {
                 nodes.contains(from) && nodes.contains(to)
             };
             let Some(next) = state.net.iter().find(between).cloned() else { return };
             state.net.remove(&next);
             let (from, to, packet) = next;
-            self.deliver(state, from, to, &packet);
+            self.deliver(state, from, to, &packet.0);
         }
     }
 
@@ -215,10 +232,12 @@ impl Bounds {
     }
 
     /// Whether somebody of these is elected once nothing goes wrong any more: what was under way is
-    /// lost, and they campaign in turn as long as nobody has the volume.
+    /// lost, and they campaign in turn, one at a time, as long as nobody has the volume. Without
+    /// random pauses two would get in each other's way for ever.
     fn leads_to_a_master(&self, before: &System, alive: &[usize]) -> bool {
         let mut state = before.clone();
         state.net.clear();
+        state.dead = (0..self.nodes).filter(|node| !alive.contains(node)).collect();
         state.ticks = self.ticks + 1;
         for round in 0..ROUNDS {
             state.ticks += 1;
@@ -229,7 +248,11 @@ impl Bounds {
             if alive.iter().any(|node| self.valid(&state, *node).is_some()) {
                 return true;
             }
-            self.campaign(&mut state, alive[usize::from(round) % alive.len()]);
+            let leads = alive[usize::from(round / TURN) % alive.len()];
+            for other in alive.iter().filter(|node| **node != leads) {
+                self.step(&mut state, *other, Event::StandDown(volume()));
+            }
+            self.campaign(&mut state, leads);
             self.deliver_among(&mut state, alive);
         }
         false
@@ -253,6 +276,7 @@ impl Model for Bounds {
             disks: vec![disk; self.nodes],
             net: BTreeSet::new(),
             copies: (0..self.nodes).map(newest).collect(),
+            dead: BTreeSet::new(),
             campaigned: BTreeSet::new(),
             restarted: false,
             released: false,
@@ -310,7 +334,7 @@ impl Model for Bounds {
             }
             Action::Deliver(from, to, packet) => {
                 state.net.remove(&(from, to, packet.clone()));
-                self.deliver(&mut state, from, to, &packet);
+                self.deliver(&mut state, from, to, &packet.0);
             }
             Action::Campaign(node) => {
                 state.campaigned.insert(node);

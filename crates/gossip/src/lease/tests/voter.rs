@@ -208,6 +208,22 @@ fn a_released_epoch_is_not_confirmed_again() {
 
 /// F10: configurations are ordered by epoch, then number; the newer one is told.
 #[test]
+fn nobody_releases_what_was_granted_to_another_or_under_another_epoch() {
+    let mut voter = Bench::new(3);
+    voter.grant(0, 1, 5);
+    assert_eq!(voter.beat(10, 1, 0, &[5]).confirmed, [(volume(), epoch(5))]);
+    for (from, counter) in [(2, 5), (2, 6), (1, 4), (1, 6)] {
+        let commands = voter.packet(20, from, release(counter, None));
+        assert_eq!(messages(&commands), [Message::ReleaseAck(volume(), epoch(counter))]);
+        assert_eq!(events(&commands), [], "from {from}, of epoch {counter}");
+    }
+    let record = &voter.disk.voters[&volume()];
+    assert_eq!((record.confirmed, record.released), (true, None));
+    assert_eq!(voter.beat(500, 1, 0, &[5]).confirmed, [(volume(), epoch(5))]);
+    assert!(matches!(ask(&mut voter, 600, 2, Stamp::default()), Verdict::Busy { .. }));
+}
+
+#[test]
 fn a_claim_under_an_older_configuration_learns_the_newer() {
     let mut voter = Bench::new(3);
     voter.grant(0, 1, 2);
