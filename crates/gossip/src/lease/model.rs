@@ -526,8 +526,8 @@ fn a_change_of_voters_keeps_one_master() {
     let replaced = Bounds { nodes: 4, change: Some(&[0, 2, 3]), ..BASE };
     check(&replaced, 30_000, &[CHANGED]);
     check(&Bounds { change: Some(&[0]), ..BASE }, 20_000, &[CHANGED]);
-    wander(&Bounds { ticks: 6, ..replaced }, 100_000, 1, &[CHANGED, CHANGED_AND_TAKEN]);
-    wander(&Bounds { ticks: 6, candidates: &[1, 3], ..replaced }, 100_000, 2, &[CHANGED_AND_TAKEN]);
+    wander(&Bounds { ticks: 6, ..replaced }, 50_000, 1, &[CHANGED, CHANGED_AND_TAKEN]);
+    wander(&Bounds { ticks: 6, candidates: &[1, 3], ..replaced }, 50_000, 2, &[CHANGED_AND_TAKEN]);
 }
 
 #[test]
@@ -537,7 +537,7 @@ fn a_forced_promotion_keeps_one_master_of_a_generation() {
     for force in forced {
         let bounds = Bounds { force: Some(force), ..lossy };
         check(&bounds, 20_000, &[]);
-        wander(&bounds, 100_000, 3, &[FORCED]);
+        wander(&bounds, 50_000, 3, &[FORCED]);
     }
 }
 
@@ -545,7 +545,7 @@ fn a_forced_promotion_keeps_one_master_of_a_generation() {
 fn two_candidates_have_one_winner_and_it_has_what_was_replicated() {
     let bounds = Bounds { candidates: &[1, 2], stale: &[2], ..BASE };
     check(&bounds, 40_000, &[TAKEN]);
-    wander(&Bounds { loses_questions: true, ticks: 6, ..bounds }, 100_000, 4, &[TAKEN]);
+    wander(&Bounds { loses_questions: true, ticks: 6, ..bounds }, 50_000, 4, &[TAKEN]);
 }
 
 #[test]
@@ -561,7 +561,7 @@ fn five_voters_and_three_candidates_have_one_master() {
         loses_questions: true,
         ..bounds
     };
-    wander(&all, 100_000, 5, &[TAKEN, CHANGED, FORCED]);
+    wander(&all, 50_000, 5, &[TAKEN, CHANGED, FORCED]);
 }
 
 #[test]
