@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use flocker_base::{BootTime, Epoch, Head, Incarnation, StoreId, VolumeId, WallTime};
-use stateright::{Checker, Model, Property, UniformChooser};
+use stateright::{Model, Property};
 
 use super::config::LeaseConfig;
 use super::core::LeaseCore;
@@ -16,6 +16,8 @@ use super::event::{Command, Event, Held, LeaseEvent, Request, VolumeFacts};
 use super::message::{self, Message};
 use super::record::{Durable, Stamp, Start};
 use crate::model::VoterConfig;
+
+mod runs;
 
 /// The whole system: store 1 holds the volume at first, confirmed by the least majority with it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -100,6 +102,12 @@ const REPLICATED: u64 = 2;
 const ROUNDS: u8 = 80;
 /// How many of them one node campaigns before the next does.
 const TURN: u8 = 10;
+
+/// What some states must show.
+const TAKEN: &str = "another takes over";
+const CHANGED: &str = "the voters are changed";
+const CHANGED_AND_TAKEN: &str = "another takes over by a vote of the new voters";
+const FORCED: &str = "a master leads that was forced";
 
 fn store(node: usize) -> StoreId {
     StoreId::from_bytes([u8::try_from(node).expect("few") + 1; 16])
@@ -431,156 +439,4 @@ impl Model for Bounds {
             }),
         ]
     }
-}
-
-/// What must hold in every state.
-const ALWAYS: [&str; 5] = [
-    "one valid lease",
-    "one holder an epoch",
-    "a closed epoch is not held",
-    "a master has what was replicated",
-    "a master can be elected",
-];
-
-/// What some states must show.
-const TAKEN: &str = "another takes over";
-const CHANGED: &str = "the voters are changed";
-const CHANGED_AND_TAKEN: &str = "another takes over by a vote of the new voters";
-const FORCED: &str = "a master leads that was forced";
-
-fn factor() -> usize {
-    let factor = std::env::var("FLOCKER_MODEL_FACTOR").ok();
-    factor.map_or(1, |text| text.parse().expect("a number"))
-}
-
-/// Goes through so many states, those that the fewest steps lead to first.
-fn explore(bounds: &Bounds, most_states: usize) -> impl Checker<Bounds> + use<> {
-    let checker = bounds.checker().threads(2).target_state_count(most_states * factor());
-    let checker = checker.spawn_bfs().join();
-    println!("{bounds:?}: {} states, depth {}", checker.unique_state_count(), checker.max_depth());
-    checker
-}
-
-fn assert_holds(checker: &impl Checker<Bounds>, reached: &[&'static str]) {
-    for property in ALWAYS {
-        let found = checker.discovery(property).map(|path| path.into_actions());
-        assert!(found.is_none(), "not so: {property}, after {found:?}");
-    }
-    for property in reached {
-        assert!(checker.discovery(property).is_some(), "never: {property}");
-    }
-}
-
-fn check(bounds: &Bounds, most_states: usize, reached: &[&'static str]) {
-    assert_holds(&explore(bounds, most_states), reached);
-}
-
-/// Follows paths at random to their ends, through so many states in all.
-fn wander(bounds: &Bounds, states: usize, seed: u64, reached: &[&'static str]) {
-    let checker = bounds.checker().threads(2).target_state_count(states * factor());
-    let checker = checker.spawn_simulation(seed, UniformChooser).join();
-    println!(
-        "{bounds:?}: {} states at random, depth {}",
-        checker.state_count(),
-        checker.max_depth()
-    );
-    assert_holds(&checker, reached);
-}
-
-const BASE: Bounds = Bounds {
-    nodes: 3,
-    voters: 3,
-    candidates: &[2],
-    ticks: 3,
-    tick: Duration::from_millis(1_200),
-    restarts: None,
-    releases: false,
-    change: None,
-    force: None,
-    loses_questions: false,
-    stale: &[],
-    no_wait: false,
-    electable: false,
-};
-
-#[test]
-fn a_takeover_has_one_master_in_every_order() {
-    check(&BASE, 60_000, &[TAKEN]);
-}
-
-#[test]
-fn a_restart_of_a_voter_or_of_the_holder_keeps_one_master() {
-    for restarts in [Some(1), Some(0)] {
-        check(&Bounds { restarts, ..BASE }, 40_000, &[]);
-    }
-}
-
-#[test]
-fn a_release_keeps_one_master() {
-    check(&Bounds { releases: true, ..BASE }, 60_000, &[TAKEN]);
-}
-
-#[test]
-fn a_change_of_voters_keeps_one_master() {
-    // One takes another's place; three become one; and the one that was left out campaigns.
-    let replaced = Bounds { nodes: 4, change: Some(&[0, 2, 3]), ..BASE };
-    check(&replaced, 30_000, &[CHANGED]);
-    check(&Bounds { change: Some(&[0]), ..BASE }, 20_000, &[CHANGED]);
-    wander(&Bounds { ticks: 6, ..replaced }, 50_000, 1, &[CHANGED, CHANGED_AND_TAKEN]);
-    wander(&Bounds { ticks: 6, candidates: &[1, 3], ..replaced }, 50_000, 2, &[CHANGED_AND_TAKEN]);
-}
-
-#[test]
-fn a_forced_promotion_keeps_one_master_of_a_generation() {
-    let lossy = Bounds { loses_questions: true, ticks: 6, ..BASE };
-    let forced: [&[usize]; 2] = [&[2], &[2, 1, 0]];
-    for force in forced {
-        let bounds = Bounds { force: Some(force), ..lossy };
-        check(&bounds, 20_000, &[]);
-        wander(&bounds, 50_000, 3, &[FORCED]);
-    }
-}
-
-#[test]
-fn two_candidates_have_one_winner_and_it_has_what_was_replicated() {
-    let bounds = Bounds { candidates: &[1, 2], stale: &[2], ..BASE };
-    check(&bounds, 40_000, &[TAKEN]);
-    wander(&Bounds { loses_questions: true, ticks: 6, ..bounds }, 50_000, 4, &[TAKEN]);
-}
-
-#[test]
-fn five_voters_and_three_candidates_have_one_master() {
-    let bounds = Bounds { nodes: 5, voters: 5, candidates: &[2, 3, 4], ..BASE };
-    check(&bounds, 20_000, &[]);
-    let all = Bounds {
-        ticks: 6,
-        restarts: Some(1),
-        releases: true,
-        change: Some(&[0, 3, 4]),
-        force: Some(&[4, 3, 2]),
-        loses_questions: true,
-        ..bounds
-    };
-    wander(&all, 50_000, 5, &[TAKEN, CHANGED, FORCED]);
-}
-
-#[test]
-fn without_faults_somebody_is_elected_from_every_state() {
-    let all = Bounds { electable: true, ..BASE };
-    let runs = [
-        Bounds { restarts: Some(1), releases: true, ..all },
-        Bounds { candidates: &[1, 2], stale: &[2], ..all },
-        Bounds { nodes: 4, change: Some(&[0, 2, 3]), ..all },
-        Bounds { force: Some(&[2]), loses_questions: true, ..all },
-    ];
-    for bounds in runs {
-        check(&bounds, 2_000, &[]);
-        wander(&Bounds { ticks: 6, ..bounds }, 4_000, 6, &[]);
-    }
-}
-
-#[test]
-fn mutant_no_wait_after_a_restart_is_found() {
-    let bounds = Bounds { ticks: 1, restarts: Some(1), no_wait: true, ..BASE };
-    assert!(explore(&bounds, 200_000).discovery("one valid lease").is_some());
 }
