@@ -18,7 +18,7 @@ use super::guard::StateId;
 use super::pool::{Pool, sightings};
 use super::roll::Sighting;
 use super::roster::RegionId;
-use super::roster::message::{Request, encode};
+use super::roster::message::{MAX_REQUEST, Request, encode};
 use super::{
     ALARM_STATES, Inner, KEY_FACTS, MAX_STATES, MembershipError, STEPPED_DOWN, STOPPED, Verdicts,
 };
@@ -53,6 +53,10 @@ impl Handler for Desk {
     }
 
     async fn on_call(&self, from: StoreId, request: Bytes) -> Result<Bytes, String> {
+        // Many may wait, so none that would be refused.
+        if request.len() > MAX_REQUEST {
+            return Err("the request can't be read".to_owned());
+        }
         let (answer, answered) = oneshot::channel();
         let asked = Asked { from, request, answer };
         self.0.try_send(asked).map_err(|_full| "this node is too busy to answer".to_owned())?;

@@ -13,7 +13,7 @@ use super::{Digest, MAX_REGIONS, Part, RegionId, Version};
 const VERSION: u8 = 1;
 
 /// The longest request, in bytes.
-const MAX_REQUEST: usize = 2048;
+pub(in crate::membership) const MAX_REQUEST: usize = 2048;
 
 /// The most nodes that an answer to a greeting names.
 pub(in crate::membership) const MAX_MATES: usize = 16;

@@ -281,6 +281,21 @@ async fn hostile_calls_change_nothing_and_are_limited() {
         }
     }
     assert!(answered <= 8 && refused >= 192, "{answered} answered, {refused} refused");
+    // What follows a request's own bytes is passed over, but not without end.
+    let contact = roster::message::Contact {
+        store: store(200),
+        region: Name::new("r0").expect("name"),
+        control: facts("n", 200).control,
+        data: facts("n", 200).data,
+    };
+    let greeting = roster::message::encode(&roster::message::Request::Greet(contact));
+    let greeting = greeting.expect("encodes");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for (more, passes) in [(0, true), (1_000, true), (4_096, false)] {
+        let bytes = [greeting.clone(), vec![0; more]].concat().into();
+        let call = wire.call(nodes[0].store, Kind::Roster, bytes, Duration::from_secs(1));
+        assert_eq!(call.await.is_ok(), passes, "{more} bytes more");
+    }
     wire.send(nodes[0].store, Kind::Roster, Bytes::from_static(b"no message"));
     wire.send(nodes[0].store, Kind::Bridges, Bytes::from_static(b"no gossip"));
     tokio::time::sleep(Duration::from_secs(5)).await;
