@@ -20,6 +20,8 @@ pub(crate) struct Volume {
     pub(crate) record_ticket: Ticket,
     /// As a voter: kept for the candidate granted last.
     pub(crate) reserved_until: BootTime,
+    /// Until when this node, taken out of the voters, keeps what it had promised before.
+    pub(crate) left_until: BootTime,
     /// As a voter: kept for the successor named.
     pub(crate) successor_until: BootTime,
     /// Whether the end of the reservation or of the hold for the successor is yet to be told.

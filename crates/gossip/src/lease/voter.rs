@@ -108,10 +108,14 @@ impl LeaseCore {
     ) -> (bool, Epoch, Ticket) {
         let Some(entry) = self.volumes.get_mut(&volume) else { return (false, Epoch::ZERO, 0) };
         let Some(record) = &entry.record else { return (false, Epoch::ZERO, 0) };
+        // One that its grantee took out of the voters stands by nothing until it is taken in again.
+        let left =
+            record.config.version.epoch == epoch && !record.config.members().contains(&self.me);
         let stands = record.grantee == Some(from)
             && record.max_epoch == epoch
             && record.released.is_none()
-            && extended;
+            && extended
+            && !left;
         let max_epoch = record.max_epoch;
         if stands && !record.confirmed {
             let record = VoterRecord { confirmed: true, ..record.clone() };
@@ -139,11 +143,6 @@ impl LeaseCore {
     fn busy(&self, now: BootTime, entry: &Volume, candidate: StoreId) -> Option<Verdict> {
         let record = entry.record.as_ref()?;
         let grantee = record.grantee?;
-        // One that its grantee itself took out of the voters protects nobody: it is not counted on.
-        let left = !record.config.members().contains(&self.me);
-        if left && record.config.version.epoch == record.max_epoch {
-            return None;
-        }
         let (holder, until) = match record.released {
             Some(Released { successor: Some(successor) })
                 if successor != candidate && grantee != candidate =>
@@ -156,7 +155,7 @@ impl LeaseCore {
                 let promised = if record.confirmed {
                     self.peers.get(&grantee).map_or(BootTime::ZERO, |peer| peer.promised_until)
                 } else {
-                    BootTime::ZERO
+                    entry.left_until
                 };
                 (grantee, promised.max(entry.reserved_until).max(self.settled_at))
             }
@@ -378,13 +377,30 @@ impl LeaseCore {
             self.record_grant(now, from, volume, epoch, &config);
             let record = self.volumes.get(&volume).and_then(|entry| entry.record.clone());
             if let Some(record) = record.filter(|record| record.config.version < version) {
-                self.write_record(volume, VoterRecord { config, ..record });
+                let record = VoterRecord { config, ..record };
+                let record = if leaving { self.leave(volume, record) } else { record };
+                self.write_record(volume, record);
             }
         }
         let (support, ticket) = self.support_of(from);
         let after = self.volumes.get(&volume).map_or(0, |entry| entry.record_ticket).max(ticket);
         let reply = SetConfigReply { volume, epoch, version, support, verdict };
         self.out.send(from, Message::SetConfigReply(reply), after);
+    }
+
+    /// One that is taken out of the voters keeps what it had promised, and promises nothing more:
+    /// its grantee could otherwise count on it for as long as its node lives, and be kept as long.
+    /// The grantee is told by the support number, for it may count on this voter already under a
+    /// newer configuration, which this one has not heard of.
+    fn leave(&mut self, volume: VolumeId, record: VoterRecord) -> VoterRecord {
+        let holder = record.grantee.filter(|_| record.confirmed);
+        let Some(holder) = holder.filter(|_| !record.config.members().contains(&self.me)) else {
+            return record;
+        };
+        let promised = self.peers.get(&holder).map_or(BootTime::ZERO, |peer| peer.promised_until);
+        self.volume_mut(volume).left_until = promised;
+        self.withdraw(holder);
+        VoterRecord { confirmed: false, ..record }
     }
 
     /// A voter that leaves follows only the master that it granted.

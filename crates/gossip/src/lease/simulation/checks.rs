@@ -96,13 +96,15 @@ pub(super) fn check_said(durable: &Durable, to: StoreId, message: &Message) -> R
             let supported = durable.supports.get(&to).map_or(0, |record| record.support);
             supported >= ack.support
                 && (!ack.extended || !durable.node.longest_lease.is_zero())
-                && ack.confirmed.iter().all(|(volume, epoch)| {
+                // What was said under a support number that was withdrawn meanwhile is kept until
+                // its promise ends.
+                && (supported > ack.support || ack.confirmed.iter().all(|(volume, epoch)| {
                     durable.voters.get(volume).is_some_and(|record| {
                         record.max_epoch > *epoch
                             || record.max_epoch == *epoch
                                 && (record.confirmed || record.released.is_some())
                     })
-                })
+                }))
         }
         Message::Heartbeat(beat) => beat.confirm.iter().all(|(volume, epoch)| held(volume, *epoch)),
         Message::Release(release) => durable

@@ -247,6 +247,49 @@ fn a_claim_under_an_older_configuration_learns_the_newer() {
     assert_eq!(voter.disk.voters[&volume()].config, with(3, 1, [2, 3, 4]));
 }
 
+/// A master may count on a voter that has yet to hear that it was taken out and in again.
+#[test]
+fn a_voter_that_is_taken_out_keeps_its_promise_tells_so_and_confirms_no_more() {
+    let mut voter = Bench::new(3);
+    voter.grant(0, 1, 2);
+    assert_eq!(voter.beat(100, 1, 0, &[2]).confirmed, [(volume(), epoch(2))]);
+    let without = VoterConfig {
+        version: ConfigVersion { epoch: epoch(2), number: 2 },
+        voters: [1, 2, 4].into_iter().map(store).collect(),
+        joint: None,
+    };
+    let set = |config| Message::SetConfig(SetConfig { volume: volume(), epoch: epoch(2), config });
+    let commands = voter.packet(200, 1, set(without.clone()));
+    let [Message::SetConfigReply(reply)] = &messages(&commands)[..] else {
+        panic!("one answer, not {commands:?}");
+    };
+    assert_eq!((reply.support, &reply.verdict), (1, &Verdict::Yes));
+    // Its promise of 3.3 s was made at 100 ms, and what comes now adds nothing to it.
+    let beat = voter.beat(300, 1, 1, &[2]);
+    assert_eq!((beat.extended, beat.refused), (true, vec![(volume(), epoch(2), epoch(2))]));
+    let by_it = |number| VoterConfig {
+        version: ConfigVersion { epoch: epoch(2), number },
+        voters: [1, 2, 3].into_iter().map(store).collect(),
+        joint: None,
+    };
+    let ask_with = |voter: &mut Bench, millis| {
+        let (copy, lag_limit) = (Stamp::default(), LAG);
+        let config = by_it(9);
+        let question = PreVote { volume: volume(), round: 1, config, copy, lag_limit };
+        let commands = voter.packet(millis, 2, Message::PreVote(question));
+        match messages(&commands).as_slice() {
+            [Message::PreVoteReply(reply)] => reply.verdict.clone(),
+            other => panic!("one answer, not {other:?}"),
+        }
+    };
+    assert!(matches!(ask_with(&mut voter, 3_390), Verdict::Busy { .. }));
+    assert_eq!(ask_with(&mut voter, 3_410), Verdict::Yes);
+    // Taken in again, it stands by its grantee again.
+    voter.packet(3_420, 1, set(by_it(4)));
+    assert_eq!(voter.beat(3_430, 1, 1, &[2]).confirmed, [(volume(), epoch(2))]);
+    assert!(matches!(ask_with(&mut voter, 3_500), Verdict::Busy { .. }));
+}
+
 /// F11: freshness is epoch, then sequence; never age, never length.
 #[test]
 fn a_deposed_masters_longer_branch_is_behind() {
