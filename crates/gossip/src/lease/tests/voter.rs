@@ -259,7 +259,7 @@ fn a_voter_that_is_taken_out_keeps_its_promise_tells_so_and_confirms_no_more() {
         joint: None,
     };
     let set = |config| Message::SetConfig(SetConfig { volume: volume(), epoch: epoch(2), config });
-    let commands = voter.packet(200, 1, set(without.clone()));
+    let commands = voter.packet(200, 1, set(without));
     let [Message::SetConfigReply(reply)] = &messages(&commands)[..] else {
         panic!("one answer, not {commands:?}");
     };
