@@ -15,7 +15,7 @@ use super::core::LeaseCore;
 use super::event::{Command, Event, Held, LeaseEvent, Request, VolumeFacts};
 use super::message::{self, Message};
 use super::record::{Durable, Stamp, Start};
-use crate::model::VoterConfig;
+use crate::model::{VoterConfig, Voters};
 
 mod runs;
 
@@ -111,6 +111,10 @@ const FORCED: &str = "a master leads that was forced";
 
 fn store(node: usize) -> StoreId {
     StoreId::from_bytes([u8::try_from(node).expect("few") + 1; 16])
+}
+
+fn stores(nodes: &[usize]) -> Voters {
+    nodes.iter().copied().map(store).collect()
 }
 
 fn node_of(store: StoreId) -> usize {
@@ -332,7 +336,6 @@ impl Model for Bounds {
     fn next_state(&self, before: &System, action: Action) -> Option<System> {
         let mut state = before.clone();
         let request = Request(1);
-        let voters = |nodes: &[usize]| nodes.iter().copied().map(store).collect::<BTreeSet<_>>();
         match action {
             Action::Tick => {
                 state.ticks += 1;
@@ -363,13 +366,13 @@ impl Model for Bounds {
             }
             Action::Change => {
                 state.changed = true;
-                let voters = voters(self.change?).into();
+                let voters = stores(self.change?);
                 self.step(&mut state, 0, Event::ChangeVoters { volume: volume(), voters, request });
             }
             Action::Force => {
                 state.forced = true;
                 let nodes = self.force?;
-                let force = Some(voters(nodes).into());
+                let force = Some(stores(nodes));
                 let promote = Event::Promote { volume: volume(), force, request };
                 self.step(&mut state, *nodes.first()?, promote);
             }
@@ -417,7 +420,7 @@ impl Model for Bounds {
                 (1..bounds.nodes).any(|node| bounds.valid(state, node).is_some())
             }),
             Property::sometimes(CHANGED, |bounds: &Self, state: &System| {
-                let voters = bounds.change.map(|nodes| nodes.iter().copied().map(store).collect());
+                let voters = bounds.change.map(stores);
                 let holders = state.disks.iter().filter_map(|d| d.durable.holders.get(&volume()));
                 let mut configs = holders.map(|holder| &holder.config);
                 configs
@@ -425,7 +428,7 @@ impl Model for Bounds {
             }),
             Property::sometimes(CHANGED_AND_TAKEN, |bounds: &Self, state: &System| {
                 let valid = |node| bounds.valid(state, node);
-                let voters = bounds.change.map(|nodes| nodes.iter().copied().map(store).collect());
+                let voters = bounds.change.map(stores);
                 (1..bounds.nodes).any(|node| {
                     let record = state.disks[node].durable.voters.get(&volume());
                     valid(node).is_some()

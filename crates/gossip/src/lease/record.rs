@@ -71,6 +71,12 @@ impl VoterRecord {
             hint: None,
         }
     }
+
+    /// Whether this voter's grantee took it out of the voters, under the epoch that it was granted.
+    #[must_use]
+    pub fn has_left(&self, me: StoreId) -> bool {
+        self.config.version.epoch == self.max_epoch && !self.config.members().contains(&me)
+    }
 }
 
 /// What a voter knows of one other store.

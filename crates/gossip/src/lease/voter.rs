@@ -109,13 +109,11 @@ impl LeaseCore {
         let Some(entry) = self.volumes.get_mut(&volume) else { return (false, Epoch::ZERO, 0) };
         let Some(record) = &entry.record else { return (false, Epoch::ZERO, 0) };
         // One that its grantee took out of the voters stands by nothing until it is taken in again.
-        let left =
-            record.config.version.epoch == epoch && !record.config.members().contains(&self.me);
         let stands = record.grantee == Some(from)
             && record.max_epoch == epoch
             && record.released.is_none()
             && extended
-            && !left;
+            && !record.has_left(self.me);
         let max_epoch = record.max_epoch;
         if stands && !record.confirmed {
             let record = VoterRecord { confirmed: true, ..record.clone() };
@@ -152,7 +150,7 @@ impl LeaseCore {
             Some(_) => return None,
             None if grantee == candidate => return None,
             None => {
-                let promised = if record.confirmed {
+                let promised = if record.confirmed && !record.has_left(self.me) {
                     self.peers.get(&grantee).map_or(BootTime::ZERO, |peer| peer.promised_until)
                 } else {
                     entry.left_until
@@ -377,8 +375,7 @@ impl LeaseCore {
             self.record_grant(now, from, volume, epoch, &config);
             let record = self.volumes.get(&volume).and_then(|entry| entry.record.clone());
             if let Some(record) = record.filter(|record| record.config.version < version) {
-                let record = VoterRecord { config, ..record };
-                let record = if leaving { self.leave(volume, record) } else { record };
+                let record = self.leave(volume, VoterRecord { config, ..record });
                 self.write_record(volume, record);
             }
         }
@@ -388,15 +385,13 @@ impl LeaseCore {
         self.out.send(from, Message::SetConfigReply(reply), after);
     }
 
-    /// One that is taken out of the voters keeps what it had promised, and promises nothing more:
+    /// One that is taken out of the voters, if this record says so, keeps what it had promised, and promises nothing more:
     /// its grantee could otherwise count on it for as long as its node lives, and be kept as long.
     /// The grantee is told by the support number, for it may count on this voter already under a
     /// newer configuration, which this one has not heard of.
     fn leave(&mut self, volume: VolumeId, record: VoterRecord) -> VoterRecord {
-        let holder = record.grantee.filter(|_| record.confirmed);
-        let Some(holder) = holder.filter(|_| !record.config.members().contains(&self.me)) else {
-            return record;
-        };
+        let leaves = record.confirmed && record.has_left(self.me);
+        let Some(holder) = record.grantee.filter(|_| leaves) else { return record };
         let promised = self.peers.get(&holder).map_or(BootTime::ZERO, |peer| peer.promised_until);
         self.volume_mut(volume).left_until = promised;
         self.withdraw(holder);

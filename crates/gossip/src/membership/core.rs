@@ -71,8 +71,6 @@ pub(super) struct Core {
     view: Arc<View>,
     /// The live members of this node's region.
     mates: BTreeSet<StoreId>,
-    /// Whether a mate is live, or another region was heard of late.
-    has_company: bool,
     pub(super) roll: Roll,
     bridge: Bridge,
     rosters: Rosters,
@@ -99,7 +97,6 @@ impl Core {
             contact: Contact { store: me, region: region.clone(), control, data },
             view: Arc::new(view.clone()),
             mates: BTreeSet::from([me]),
-            has_company: false,
             roll: Roll::new(me, generation, view),
             bridge: Bridge::new(me, now),
             rosters: Rosters::new(me, region.clone(), generation, grace),
@@ -193,7 +190,6 @@ impl Core {
             self.rosters.answered(now, RegionId::of(&greeting.region));
         }
         let ways = self.scout.greeted(now, from, &greeting, self.bridge.is_inside());
-        self.has_company |= self.scout.hears_abroad(now);
         let told = greeting.mates.iter().chain(&greeting.bridges);
         let unknown = told.filter(|c| !self.view.nodes.contains_key(&c.store));
         let known = unknown.map(|c| KnownNode {
@@ -223,9 +219,7 @@ impl Core {
         let unread = || "the request can't be read".to_owned();
         let encoded = match message::decode_request(request).ok_or_else(unread)? {
             Request::Greet(contact) if contact.store == from => {
-                let greeting = self.scout.answer(now, &contact, &self.view);
-                self.has_company |= self.scout.hears_abroad(now);
-                message::encode::<Greeting>(&greeting)
+                message::encode::<Greeting>(&self.scout.answer(now, &contact, &self.view))
             }
             Request::Greet(_) => return Err("it greets in another's name".to_owned()),
             Request::Pull(wants) => message::encode::<Vec<Part>>(&self.rosters.parts(&wants)),
@@ -235,8 +229,8 @@ impl Core {
 
     /// Whether a mate is live, or another region was heard of late: a node alone carries nothing.
     /// What is told of other regions by mates that are gone does not count.
-    pub(super) const fn has_company(&self) -> bool {
-        self.has_company
+    pub(super) fn has_company(&self, now: BootTime) -> bool {
+        self.mates.len() > 1 || self.scout.hears_abroad(now)
     }
 
     /// What this node greets with.
@@ -263,14 +257,13 @@ impl Core {
 
     fn step_bridge(&mut self, now: BootTime, sights: &Sights<'_>, commands: &mut Vec<Command>) {
         let live = &self.mates;
-        self.has_company = live.len() > 1 || self.scout.hears_abroad(now);
         let between = sights.between.unwrap_or_default();
         let inside = between.iter().filter(|run| run.live && !run.has_stepped_down());
         let sight = RegionSight {
             inside: inside.map(|run| run.store).filter(|store| live.contains(store)).collect(),
             unsettled: self.bridge.is_settling(now)
                 && self.scout.is_unsettled(sights.stores, &self.view),
-            cut_off: !self.has_company,
+            cut_off: !self.has_company(now),
             live,
         };
         match self.bridge.step(now, &sight) {

@@ -148,10 +148,10 @@ impl<'a> Shell<'a> {
                 Some(asked) = requests.recv() => {
                     let Asked { from, request, answer } = asked;
                     let now = inner.clock.boot();
-                    let met = self.core.has_company();
+                    let met = self.core.has_company(now);
                     // The caller may have given up.
                     let _ = answer.send(self.core.answer(now, from, &request));
-                    if !met && self.core.has_company() {
+                    if !met && self.core.has_company(now) {
                         self.read().await?;
                     }
                 }
@@ -245,11 +245,11 @@ impl<'a> Shell<'a> {
         let now = self.inner.clock.boot();
         match called {
             Called::Greeted(from, probe, Some(answer)) => {
-                let met = self.core.has_company();
+                let met = self.core.has_company(now);
                 let (commands, known) = self.core.greeted(now, from, probe, &answer);
                 self.note(known).await?;
                 self.obey(commands).await;
-                if !met && self.core.has_company() {
+                if !met && self.core.has_company(now) {
                     self.read().await?;
                 }
             }

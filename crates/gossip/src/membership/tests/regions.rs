@@ -337,3 +337,49 @@ async fn nodes_that_hear_nobody_for_a_while_do_not_all_enter_the_pool_between_re
     let after = states_between(&nodes);
     assert!(after <= before + 6, "{before} runs before, {after} after");
 }
+
+/// Kills the bridges of `r1`, and so all of it but one node.
+fn leave_one(mesh: &mut Mesh, nodes: Vec<Node>, bridges: &BTreeSet<StoreId>) -> Vec<Node> {
+    let dies = |node: &Node| node.region == "r1" && bridges.contains(&node.store);
+    let (dead, alive): (Vec<_>, Vec<_>) = nodes.into_iter().partition(dies);
+    assert_eq!(dead.len(), bridge::BRIDGES, "the fault is there");
+    dead.iter().for_each(|node| mesh.kill(node));
+    assert_eq!(of_region(&alive, "r1").len(), 1);
+    alive
+}
+
+async fn see_each_other_live(alive: &[Node]) {
+    for node in alive {
+        node.wait("the living are live", 30, |view| {
+            alive.iter().all(|other| liveness_of(view, other) == Some(Liveness::Live))
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_of_a_region_becomes_its_bridge_though_it_is_alone() {
+    let (mut mesh, nodes) = grown(2, 4).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let bridges = mesh.bridges(&nodes).await;
+    let alive = leave_one(&mut mesh, nodes, &bridges);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let last = of_region(&alive, "r1")[0];
+    assert!(mesh.bridges(&alive).await.contains(&last.store));
+    see_each_other_live(&alive).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_of_a_region_finds_the_others_again_after_a_cut_in_which_its_bridges_died() {
+    let (mut mesh, nodes) = grown(2, 4).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let bridges = mesh.bridges(&nodes).await;
+    cut_off(&mesh, &nodes, "r1");
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let alive = leave_one(&mut mesh, nodes, &bridges);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let last = of_region(&alive, "r1")[0];
+    assert!(!mesh.bridges(&alive).await.contains(&last.store), "it hears nobody");
+    mesh.net.heal_all();
+    see_each_other_live(&alive).await;
+}
