@@ -200,6 +200,17 @@ impl Mesh {
         at.client().deploy(deployment).await.context("cannot deploy")
     }
 
+    /// The node where the service runs, once this node shows one: a node that has just joined is
+    /// told of the others before it is told what runs there.
+    ///
+    /// # Errors
+    /// If it shows none.
+    pub async fn master(&self, node: usize) -> Result<usize> {
+        let runs = |s: &Status| running_on(s).is_some();
+        let status = self.until(node, PATIENCE, "the service runs", runs).await?;
+        self.number_of(running_on(&status).context("the service runs")?)
+    }
+
     /// No agent may panic, whatever is done to it or its peers.
     ///
     /// # Errors

@@ -46,8 +46,7 @@ async fn waiting(mesh: &Mesh, node: usize) -> Result<Vec<PendingEdit>> {
 
 /// The node that is left when the master and another are killed.
 async fn leave_one(mesh: &mut Mesh) -> Result<usize> {
-    let master = running_on(&mesh.status(0).await?).context("the service runs")?.to_owned();
-    let left = (mesh.number_of(&master)? + 1) % NODES.len();
+    let left = (mesh.master(0).await? + 1) % NODES.len();
     for node in (0..NODES.len()).filter(|node| *node != left) {
         mesh.node_mut(node)?.kill().await?;
     }

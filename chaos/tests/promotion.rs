@@ -46,8 +46,8 @@ async fn write(mesh: &Mesh, at: usize, line: &str) -> Result<()> {
 
 async fn all(mesh: &mut Mesh) -> Result<()> {
     mesh.deploy(Duration::from_millis(500)).await?;
-    let master = running_on(&mesh.status(0).await?).context("the service runs")?.to_owned();
-    let gone = mesh.number_of(&master)?;
+    let gone = mesh.master(0).await?;
+    let master = mesh.nodes()[gone].name().to_owned();
     let left = 1 - gone;
     let name = mesh.nodes()[left].name().to_owned();
     write(mesh, left, "before").await?;

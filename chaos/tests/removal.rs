@@ -58,9 +58,8 @@ fn says_removed(status: &Status) -> bool {
 
 /// The master of the volume is removed while it lives: the others take over, it stops.
 async fn while_it_lives_and_is_master(mesh: &mut Mesh) -> Result<()> {
-    let status = mesh.status(0).await?;
-    let master = running_on(&status).context("the service runs")?.to_owned();
-    let gone = mesh.number_of(&master)?;
+    let gone = mesh.master(0).await?;
+    let master = mesh.nodes()[gone].name().to_owned();
     let other = (gone + 1) % NODES.len();
     let token = TokenCreate::lasting(HOUR);
     mesh.nodes()[gone].client().create_token(&token).await.context("no token")?;
@@ -214,9 +213,7 @@ async fn refused(mesh: &mut Mesh, node: usize, join: &str, why: &str) -> Result<
 
 /// A node is removed while it is down. Its own map never hears of it: its peers tell it.
 async fn while_it_is_down(mesh: &mut Mesh) -> Result<()> {
-    let status = mesh.status(0).await?;
-    let master = running_on(&status).context("the service runs")?.to_owned();
-    let gone = if mesh.number_of(&master)? == EU_2 { US_1 } else { EU_2 };
+    let gone = if mesh.master(0).await? == EU_2 { US_1 } else { EU_2 };
     let name = mesh.nodes()[gone].name().to_owned();
     mesh.node_mut(gone)?.kill().await?;
     mesh.until(0, PATIENCE, "it is suspected", |s| live(s) == 2).await?;
