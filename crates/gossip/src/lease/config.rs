@@ -26,7 +26,8 @@ pub struct LeaseConfig {
     pub rank_step: Duration,
     /// How long a released volume is kept for the successor named.
     pub successor_hold: Duration,
-    /// How long a holder stays frozen before it gives its epoch up.
+    /// How long a holder stays frozen before it gives its epoch up; only as long as a lease once a
+    /// voter went past the epoch.
     pub frozen_limit: Duration,
     /// The longest pause between attempts.
     pub retry_limit: Duration,

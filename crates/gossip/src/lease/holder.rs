@@ -3,6 +3,7 @@
 //! an epoch once closed never has a lease again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use flocker_base::{BootTime, Epoch, StoreId, VolumeId};
 
@@ -352,9 +353,11 @@ impl LeaseCore {
         if self.heed_generation(now, volume) {
             return true;
         }
-        let (lead, limit) = (self.config.freeze_lead, self.config.frozen_limit);
-        let Some(entry) = self.volumes.get_mut(&volume) else { return false };
-        let Some(holding) = &mut entry.holding else { return false };
+        let lead = self.config.freeze_lead;
+        let Some(entry) = self.volumes.get(&volume) else { return false };
+        let Some(holding) = &entry.holding else { return false };
+        let limit = self.longest_frozen(holding);
+        let Some(holding) = &mut self.volume_mut(volume).holding else { return false };
         if holding.confirm_by.is_some_and(|by| now >= by) {
             self.fall(now, volume, None);
             return true;
@@ -382,7 +385,16 @@ impl LeaseCore {
         Some(match holding.late_since {
             None if holding.until == BootTime::NEVER => BootTime::NEVER,
             None => holding.until.saturating_sub(self.config.freeze_lead),
-            Some(since) => since + self.config.frozen_limit,
+            Some(since) => since + self.longest_frozen(holding),
         })
+    }
+
+    /// How long this epoch stays frozen before it is given up. With a voter that went past it, the
+    /// others may be too few for ever, and this node's own vote keeps them from electing anybody: a
+    /// lease's length tells whether they are.
+    fn longest_frozen(&self, holding: &Holding) -> Duration {
+        let passed = |standing: &Standing| matches!(standing, Standing::Refused(max) if *max > holding.epoch);
+        let limit = self.config.frozen_limit;
+        if holding.standing.values().any(passed) { limit.min(self.config.lease) } else { limit }
     }
 }

@@ -97,9 +97,8 @@ struct Bounds {
 /// The snapshot that was replicated.
 const REPLICATED: u64 = 2;
 
-/// Rounds without faults within which somebody must be elected: a holder that is frozen may keep a
-/// volume from others for a minute.
-const ROUNDS: u8 = 80;
+/// Rounds without faults within which somebody must be elected.
+const ROUNDS: u8 = 30;
 /// How many of them one node campaigns before the next does.
 const TURN: u8 = 10;
 

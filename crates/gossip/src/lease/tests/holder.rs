@@ -156,6 +156,23 @@ fn a_late_lease_is_frozen_thawed_by_the_same_epoch_and_in_the_end_given_up() {
 }
 
 #[test]
+fn a_frozen_epoch_that_a_voter_went_past_is_given_up_after_a_lease() {
+    let mut bench = holder();
+    let beat = beat_to(&bench.step(500, Event::Tick), 3).expect("due");
+    let refused = vec![(volume(), epoch(1), epoch(2))];
+    let answer = HeartbeatAck { refused, ..ack(beat.seq, &[]) };
+    let commands = bench.raw(501, packet(3, Message::HeartbeatAck(answer)));
+    assert_eq!(events(&commands), [], "the other two still stand by it");
+    for millis in (1_000..5_200).step_by(100) {
+        let told = events(&bench.step(millis, Event::Tick));
+        assert!(!told.iter().any(|e| matches!(e, LeaseEvent::Lost { .. })), "{millis}: {told:?}");
+    }
+    assert_eq!(bench.core.next_deadline(), Some(at(5_200)), "frozen since 2,200");
+    let lost = LeaseEvent::Lost { volume: volume(), epoch: epoch(1), superseded_by: None };
+    assert!(events(&bench.step(5_200, Event::Tick)).contains(&lost));
+}
+
+#[test]
 fn a_voter_that_moved_on_ends_the_lease_at_once() {
     let mut bench = holder();
     let beat = beat_to(&bench.step(500, Event::Tick), 2).expect("due");
