@@ -50,6 +50,8 @@ mod home;
 mod leaving;
 mod lookup;
 mod masters;
+mod mender;
+pub mod mending;
 mod moving;
 mod nodes;
 mod observed;
@@ -71,6 +73,7 @@ pub mod status;
 mod story;
 mod tokens;
 mod volumes;
+pub mod voting;
 mod waiting;
 
 use advertised::Advertised;
@@ -80,7 +83,7 @@ use control_plane::{ControlPlane, ControlThread, Setup};
 use data_port::{DataDialer, DataPort};
 use events::EventLog;
 use fence::LeaseFence;
-use guarding::{Fencing, LeaseGate};
+use guarding::Fencing;
 use hands::Hands;
 use home::Home;
 use masters::Masters;
@@ -93,8 +96,7 @@ use crate::api::server::{ServerConfig, serve};
 use crate::api::socket::ApiSocket;
 use crate::api::{ApiError, ErrorCode};
 use crate::cli::options::UpOptions;
-use crate::engine::process::{ProcessConfig, ProcessEngine};
-use crate::guard::{ClientConfig, Guard, GuardStatus};
+use crate::guard::GuardStatus;
 use crate::supervisor::{BackOff, Supervisor};
 
 /// Time for each task to end when the agent stops.
@@ -140,7 +142,7 @@ impl Agent {
         let supervisor = Supervisor::new(Arc::clone(&clock), BackOff::default())
             .map_err(|e| anyhow!("the supervisor's settings: {e}"))?;
         let answers = Arc::new(Answers::new(tokio::runtime::Handle::current()));
-        let leases = LeaseConfig::default();
+        let leases = LeaseConfig::of(options.lease);
         let fencing = Fencing::of(&leases);
         let setup = Setup {
             bind: SocketAddr::new(options.bind, options.control_port),
@@ -191,15 +193,7 @@ impl Agent {
         let endpoints = vec![plane.endpoint.clone(), endpoint.clone()];
         let data_peers = Peers::new(endpoint.clone(), plane.book.data());
         let dialer = DataDialer::new(data_peers.clone(), Arc::clone(&plane.standing.admission));
-        let fence = LeaseFence {
-            leases: plane.leases.clone(),
-            map: plane.map.clone(),
-            promoted: Arc::clone(&promoted),
-            masters: Arc::clone(&masters),
-            clock: Arc::clone(&clock),
-            wake: Arc::clone(&wake),
-            admitted: Mutex::default(),
-        };
+        let fence = LeaseFence::new(plane, &promoted, &masters, &clock, &wake);
         let backend: Arc<dyn Backend> = Arc::new(DirBackend::open(home.folder.join("volumes"))?);
         let mut seed = [0; 32];
         random.fill_bytes(&mut seed);
@@ -212,15 +206,19 @@ impl Agent {
             seed,
         )?;
         let proxy = Proxy::new(ProxyConfig::default(), Arc::new(dialer), Arc::clone(&clock));
-        let (engine, guard) = engine_and_guard(home, plane, supervisor, &clock, fencing).await?;
+        let (engine, guard) =
+            guarding::engine_and_guard(options, home, plane, supervisor, &clock, fencing).await?;
         let parts = Parts {
             me: home.db.store_id(),
             name: home.name.clone(),
             region: home.region.clone(),
+            zone: options.zone.clone(),
             cluster: home.identity.cluster(),
             host: advertised::service_address(options.bind),
             seeds: vec![Advertised::of(options).control.to_string()],
             certificate: Arc::new(Certificate::of(home, options, endpoints, Arc::clone(&clock))),
+            started: clock.boot(),
+            replace_after: options.replace_after,
             clock,
             events: EventLog::default(),
             map: plane.map.clone(),
@@ -415,40 +413,6 @@ impl Agent {
 fn data_endpoint(options: &UpOptions, home: &Home, clock: Arc<dyn Clock>) -> Result<Endpoint> {
     let config = EndpointConfig::data(SocketAddr::new(options.bind, options.data_port));
     Endpoint::bind_with_clock(&config, &home.identity.to_quic(), clock).map_err(in_use)
-}
-
-async fn engine_and_guard(
-    home: &Home,
-    plane: &ControlPlane,
-    supervisor: &Supervisor,
-    clock: &Arc<dyn Clock>,
-    fencing: Fencing,
-) -> Result<(ProcessEngine, Guard)> {
-    let exe = std::env::current_exe().context("cannot tell where this program is")?;
-    let guard_dir = home.folder.join("guard");
-    let mut config = ClientConfig::new(exe.clone(), guard_dir.clone(), home.db.incarnation());
-    config.frozen_limit = fencing.frozen_limit;
-    let (guard, link) = Guard::connect_or_spawn(config).await?;
-    let link = Arc::new(Mutex::new(Some(link)));
-    supervisor.spawn("guard link", move |stop| {
-        let link = parts::locked(&link).take();
-        async move {
-            match link {
-                Some(link) => Ok(link.run(stop).await?),
-                // It ended for good: the agent stops for it, see `wait`.
-                None => Ok(()),
-            }
-        }
-    });
-    let gate = LeaseGate {
-        leases: plane.leases.clone(),
-        guard: guard.clone(),
-        clock: Arc::clone(clock),
-        freeze_lead: fencing.freeze_lead,
-    };
-    let config = ProcessConfig::new(home.folder.join("engine"), exe, guard_dir);
-    let engine = ProcessEngine::open(config, Arc::clone(clock), Some(Arc::new(gate)))?;
-    Ok((engine, guard))
 }
 
 /// Binds the proxy's port early, so that a port already taken ends the start with a clear error.

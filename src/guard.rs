@@ -31,6 +31,7 @@ mod peer;
 mod serve;
 mod store;
 pub mod table;
+mod watchdog;
 pub mod wire;
 
 pub use client::{ClientConfig, Guard, GuardError, GuardLink, GuardStatus};

@@ -42,13 +42,23 @@ impl Mesh {
     /// # Errors
     /// If there is no binary to test, or an agent does not come up.
     pub async fn start(of: &[(&str, &str)]) -> Result<Self> {
+        Self::start_with(of, &[]).await
+    }
+
+    /// The same, each with these further arguments of `up`.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub async fn start_with(of: &[(&str, &str)], options: &[&str]) -> Result<Self> {
         let binary = binary::flocker()?;
         let network = Network::claim(u8::try_from(of.len()).context("too many nodes")?)?;
         let folder = tempfile::Builder::new().prefix("flocker-chaos-").tempdir();
         let folder = folder.context("cannot make a folder for the mesh")?;
         let path = folder.path().to_owned();
         let nodes = of.iter().zip(1..).map(|((name, region), host)| {
-            Node::new(name, region, network.address(host), &path, &binary)
+            let mut node = Node::new(name, region, network.address(host), &path, &binary);
+            node.set_options(options.iter().map(Into::into).collect());
+            node
         });
         let nodes = nodes.collect();
         let folder = Some(folder);

@@ -36,6 +36,7 @@ pub struct Node {
     folder: PathBuf,
     binary: PathBuf,
     environment: Vec<(String, OsString)>,
+    options: Vec<OsString>,
     process: Option<Child>,
     paused: bool,
 }
@@ -51,6 +52,7 @@ impl Node {
             folder: mesh.join(name),
             binary: binary.to_owned(),
             environment: Vec::new(),
+            options: Vec::new(),
             process: None,
             paused: false,
         }
@@ -109,6 +111,11 @@ impl Node {
         self.environment = variables;
     }
 
+    /// Sets the arguments that it is started with, besides its own. None of those before stays.
+    pub fn set_options(&mut self, options: Vec<OsString>) {
+        self.options = options;
+    }
+
     /// Whether its process was started and neither killed nor stopped since.
     #[must_use]
     pub const fn is_started(&self) -> bool {
@@ -136,6 +143,7 @@ impl Node {
             .arg(self.folder.join("api.sock"))
             .args(["--bind", &self.address.to_string()])
             .args(["--http", &self.http().to_string()])
+            .args(&self.options)
             .arg("--exit-with-parent")
             .stdin(Stdio::piped())
             .stdout(output.try_clone().context("cannot use the log twice")?)

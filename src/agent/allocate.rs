@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 
 use flocker_base::{Name, StoreId};
-use flocker_gossip::model::{Birth, VolumePolicy, Voters};
+use flocker_gossip::model::{Birth, VolumePolicy};
 
-/// Most voters of one volume.
-pub const MAX_VOTERS: usize = 5;
+use super::voting::choose_voters;
 
 /// A live node that may take a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +15,8 @@ pub struct Candidate {
     pub store: StoreId,
     /// Its region.
     pub region: Name,
+    /// Its zone within the region, if it names one.
+    pub zone: Option<Name>,
     /// How many volumes it is already master of.
     pub load: usize,
 }
@@ -34,7 +35,7 @@ pub struct Allocation {
 /// Chooses master, replicas and voters among the live nodes; `None` if there is none.
 ///
 /// The master's region is the one that can hold most of the local replicas asked for; within it
-/// the least loaded node leads. Remote replicas go to other regions, one a region before a second
+/// the least loaded node leads, and the others are spread over zones. Remote replicas go to other regions, one a region before a second
 /// in any.
 #[must_use]
 pub fn allocate(policy: &VolumePolicy, nodes: &[Candidate]) -> Option<Allocation> {
@@ -50,15 +51,14 @@ pub fn allocate(policy: &VolumePolicy, nodes: &[Candidate]) -> Option<Allocation
         let idle = std::cmp::Reverse(members.first().map_or(usize::MAX, |n| n.load));
         (members.len().min(wanted_here), idle, std::cmp::Reverse(**region))
     })?;
-    let mut replicas: Vec<StoreId> = members.iter().take(wanted_here).map(|n| n.store).collect();
+    let mut replicas = apart(members, wanted_here);
     let missing_local = wanted_here - replicas.len();
     let wanted_there = usize::from(policy.remote_replicas);
     let remote = spread(by_region.iter().filter(|(r, _)| r != &home).map(|(_, m)| m), wanted_there);
     let missing_remote = wanted_there - remote.len();
     replicas.extend(remote);
-    let witnesses: Vec<&Candidate> =
-        nodes.iter().filter(|n| !replicas.contains(&n.store)).collect();
-    let voters = choose_voters(&replicas, &witnesses);
+    let replicas: Vec<StoreId> = replicas.iter().map(|n| n.store).collect();
+    let voters = choose_voters(&replicas, nodes, &[])?;
     Some(Allocation {
         birth: Birth { master: *replicas.first()?, replicas, voters },
         missing_local,
@@ -70,32 +70,32 @@ pub fn allocate(policy: &VolumePolicy, nodes: &[Candidate]) -> Option<Allocation
 fn spread<'a>(
     regions: impl Iterator<Item = &'a Vec<&'a Candidate>>,
     wanted: usize,
-) -> Vec<StoreId> {
-    let regions: Vec<_> = regions.collect();
-    let deepest = regions.iter().map(|m| m.len()).max().unwrap_or(0);
+) -> Vec<&'a Candidate> {
+    let regions: Vec<_> = regions.map(|members| apart(members, wanted)).collect();
+    let deepest = regions.iter().map(Vec::len).max().unwrap_or(0);
     (0..deepest)
         .flat_map(|depth| regions.iter().filter_map(move |m| m.get(depth)))
         .take(wanted)
-        .map(|n| n.store)
+        .copied()
         .collect()
 }
 
-/// An odd set: the replicas' holders first, then witnesses. With two nodes in all, the master
-/// alone, so that the other's death stops nothing.
-fn choose_voters(replicas: &[StoreId], witnesses: &[&Candidate]) -> Voters {
-    let mut witnesses: Vec<StoreId> = witnesses.iter().map(|n| n.store).collect();
-    witnesses.sort_unstable();
-    let everyone: Vec<StoreId> = replicas.iter().copied().chain(witnesses).collect();
-    let least = if everyone.len() >= 3 { replicas.len().max(3) } else { 1 };
-    let most = least.min(MAX_VOTERS);
-    let odd = if most % 2 == 1 {
-        most
-    } else if most < everyone.len() {
-        most + 1
-    } else {
-        most - 1
-    };
-    everyone.into_iter().take(odd).collect()
+/// So many of these, no two in one zone while there is another: the less loaded first.
+fn apart<'a>(members: &[&'a Candidate], wanted: usize) -> Vec<&'a Candidate> {
+    let mut chosen: Vec<&Candidate> = Vec::new();
+    while chosen.len() < wanted {
+        let left = members.iter().filter(|n| chosen.iter().all(|c| c.store != n.store));
+        let Some(next) = left.min_by_key(|n| (in_zone(n, &chosen), n.load, n.store)) else { break };
+        chosen.push(next);
+    }
+    chosen
+}
+
+/// How many of these are in the node's zone. A node that names no zone shares none.
+pub(super) fn in_zone(node: &Candidate, chosen: &[&Candidate]) -> usize {
+    let shares =
+        |c: &&&Candidate| node.zone.is_some() && c.region == node.region && c.zone == node.zone;
+    chosen.iter().filter(shares).count()
 }
 
 #[cfg(test)]
@@ -110,6 +110,7 @@ mod tests {
         Candidate {
             store: StoreId::from_bytes([n; 16]),
             region: Name::new(region).expect("a name"),
+            zone: None,
             load,
         }
     }
@@ -152,6 +153,17 @@ mod tests {
     }
 
     #[test]
+    fn copies_of_one_region_are_spread_over_its_zones() {
+        let zone = |n: u8, zone: &str| Candidate {
+            zone: Some(Name::new(zone).expect("a name")),
+            ..node(n, "eu", 0)
+        };
+        let nodes = [zone(1, "a"), zone(2, "a"), zone(3, "b")];
+        let got = allocate(&policy(1, 0), &nodes).expect("nodes");
+        assert_eq!(got.birth.replicas, [nodes[0].store, nodes[2].store]);
+    }
+
+    #[test]
     fn a_witness_makes_two_replicas_three_voters() {
         let nodes = [node(1, "eu", 0), node(2, "eu", 0), node(3, "eu", 0)];
         let got = allocate(&policy(1, 0), &nodes).expect("nodes");
@@ -160,14 +172,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn voters_are_odd_few_and_include_the_master(
+        fn copies_are_distinct_and_what_is_missing_is_told(
             local in 0u8..6, remote in 0u8..6, regions in prop::collection::vec(0u8..4, 1..12),
         ) {
             let nodes: Vec<_> = (1u8..).zip(&regions).map(|(n, r)| node(n, ["a", "b", "c", "d"][usize::from(*r)], 0)).collect();
             let got = allocate(&policy(local, remote), &nodes).expect("nodes");
-            let voters = &got.birth.voters;
-            prop_assert!(voters.len() % 2 == 1 && voters.len() <= MAX_VOTERS);
-            prop_assert!(voters.contains(&got.birth.master));
+            prop_assert!(got.birth.voters.contains(&got.birth.master));
             let distinct: BTreeSet<_> = got.birth.replicas.iter().collect();
             prop_assert_eq!(distinct.len(), got.birth.replicas.len());
             let wanted = usize::from(local) + usize::from(remote) + 1;

@@ -29,6 +29,8 @@ use crate::api::{ApiError, ErrorCode, MoveReport, MoveRequest, Progress};
 const TAKEOVER: Duration = Duration::from_secs(14);
 /// Lines of progress kept of one move.
 const MAX_LINES: usize = 256;
+/// Most snapshots of one volume that a peer is told of.
+const MAX_SNAPSHOTS: usize = 4_096;
 /// Moves whose outcome is kept for those who watch them.
 const MAX_MOVES: usize = 64;
 
@@ -202,6 +204,7 @@ async fn answer(parts: &Arc<Parts>, request: Request) -> Result<Reply, ApiError>
         Request::Promote(request) => {
             Box::pin(promoting::here(parts, request)).await.map(Reply::Promoted)
         }
+        Request::Snapshots { volume } => snapshots(parts, volume).await,
         Request::PutService(spec) => {
             still_master(parts, spec.volume.volume)?;
             edit(parts, Edit::PutService(spec))
@@ -237,6 +240,18 @@ async fn take_over(parts: &Arc<Parts>, volume: VolumeId) -> Result<Reply, ApiErr
         ApiError::internal(format!("{} could not {what} within {TAKEOVER:?}", parts.name))
             .hint(format!("see the log of {}", parts.name))
     })
+}
+
+/// The newest snapshots of a volume that this node leads.
+async fn snapshots(parts: &Arc<Parts>, volume: VolumeId) -> Result<Reply, ApiError> {
+    still_master(parts, volume)?;
+    let backend = Arc::clone(&parts.backend);
+    let listed = tokio::task::spawn_blocking(move || backend.list(volume)).await;
+    let listed = listed.map_err(|e| ApiError::internal(e.to_string()))?;
+    let listed = listed.map_err(|e| ApiError::internal(e.to_string()))?;
+    let newest = listed.iter().rev().take(MAX_SNAPSHOTS).map(|s| s.guid).collect();
+    still_master(parts, volume)?;
+    Ok(Reply::Snapshots(newest))
 }
 
 fn still_master(parts: &Parts, volume: VolumeId) -> Result<(), ApiError> {

@@ -130,7 +130,7 @@ fn create_volume(
         if missing > 0 {
             plan.shortfalls.push(format!(
                 "volume {} has {missing} fewer replicas {what} than it asks for: no node is there \
-                 to hold them",
+                 to hold them; they are made once there is",
                 draft.name
             ));
         }
@@ -149,14 +149,6 @@ fn change_volume(
     old: &VolumeSpec,
 ) -> Result<ChangeKind, ApiError> {
     let policy = draft.policy();
-    let count = |p: &flocker_gossip::model::VolumePolicy| (p.local_replicas, p.remote_replicas);
-    if count(&policy) != count(&old.policy) {
-        return Err(bad(format!(
-            "volume {} was made with {} local and {} remote replicas, and their number is fixed",
-            draft.name, old.policy.local_replicas, old.policy.remote_replicas
-        ))
-        .hint("keep these numbers, or deploy a volume of another name"));
-    }
     Ok(plan.put(Some(old), VolumeSpec { policy, ..old.clone() }, |p| &mut p.volumes))
 }
 
@@ -233,6 +225,7 @@ mod tests {
         let node = |n: u8, region| Candidate {
             store: StoreId::from_bytes([n; 16]),
             region: name(region),
+            zone: None,
             load: 0,
         };
         vec![node(1, "eu"), node(2, "eu"), node(3, "us")]
@@ -277,11 +270,19 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_done_is_refused_with_a_way_out() {
+    fn the_number_of_copies_may_change_and_the_volume_stays_where_it_was_born() {
         let existing = after(&run(&deployment(), &Existing::default()).expect("plans"));
         let mut fewer = deployment();
         fewer.volumes[0].replicas = 0;
-        assert!(run(&fewer, &existing).expect_err("refused").message.contains("fixed"));
+        let plan = run(&fewer, &existing).expect("plans");
+        let before = existing.volumes.values().next().expect("it is there");
+        assert_eq!(plan.volumes[0].policy.local_replicas, 0);
+        assert_eq!(plan.volumes[0].birth, before.birth);
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused_with_a_way_out() {
+        let existing = after(&run(&deployment(), &Existing::default()).expect("plans"));
         let mut second = deployment();
         second.services[0].name = name("other");
         second.routes.clear();

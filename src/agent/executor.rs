@@ -9,11 +9,13 @@ use flocker_base::{Epoch, ServiceId, StoreId, VolumeId};
 use flocker_gossip::lease::LeaseError;
 use flocker_gossip::map::MapError;
 use flocker_gossip::model::{Placement, PlacementState, VolumeSpec};
-use flocker_replicate::{BackendError, Keep, Quiesce, ReplicateError, Still};
+use flocker_replicate::{BackendError, Destroy, Keep, Quiesce, ReplicateError, Still};
 
+use super::moving::ask;
 use super::parts::{Parts, locked};
 use super::promoted::PromotedError;
 use super::reconcile::Step;
+use super::rpc::{Reply, Request};
 use crate::engine::{Engine, EngineError, Hold, Launch};
 
 /// How long one look at a starting service takes at most, so that a lost lease is noticed between
@@ -27,6 +29,9 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Time to fetch a fresher snapshot during an election.
 const FETCH_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Time for a master to say which snapshots it has.
+const DISCARD_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why a step failed. The loop tries again.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +48,8 @@ pub(super) enum StepError {
     Map(#[from] MapError),
     #[error(transparent)]
     Lease(#[from] LeaseError),
+    #[error("a copy that is not wanted here any more is kept: {0}")]
+    Kept(String),
     #[error("the lease on volume {0} ended before the step was done")]
     LeaseEnded(VolumeId),
     #[error("work on the disk was cut short: {0}")]
@@ -66,6 +73,7 @@ pub(super) async fn run(
         }
         Step::Stop => stop(parts, volume.id).await,
         Step::TakeVote => take_vote(parts, volume).await,
+        Step::Discard { master } => discard(parts, volume, master).await,
         Step::KeepTail { epoch } => keep_tail(parts, volume, epoch).await,
         Step::Promote { epoch } => promote(parts, volume, epoch).await,
         Step::Announce { epoch } => announce(parts, volume, epoch).await,
@@ -136,6 +144,38 @@ async fn keep_tail(parts: &Arc<Parts>, volume: &VolumeSpec, epoch: Epoch) -> Res
     Ok(())
 }
 
+/// Gives the room of a copy back that is no longer wanted here, if the master has all of it.
+async fn discard(
+    parts: &Arc<Parts>,
+    volume: &VolumeSpec,
+    master: StoreId,
+) -> Result<(), StepError> {
+    let request = Request::Snapshots { volume: volume.id };
+    let held = match ask(parts, master, &request, DISCARD_DEADLINE).await {
+        Ok(Reply::Snapshots(guids)) => guids,
+        Ok(other) => return Err(StepError::Kept(format!("{other:?}"))),
+        Err(error) => return Err(StepError::Kept(error.to_string())),
+    };
+    let (backend, id) = (Arc::clone(&parts.backend), volume.id);
+    let mode = Destroy::OnlyIfHeldElsewhere(held);
+    let done = tokio::task::spawn_blocking(move || backend.destroy(id, &mode)).await?;
+    match done {
+        Ok(()) => {
+            let text = format!(
+                "the copy of {} on {} is discarded: {} and others hold all of it",
+                volume.name,
+                parts.name,
+                parts.name_of(master)
+            );
+            tracing::info!(volume = %volume.name, "{text}");
+            parts.events.add(parts.clock.wall(), "copy.discarded", volume.name.as_str(), text);
+        }
+        Err(error) => return Err(StepError::Kept(error.to_string())),
+    }
+    parts.replicator.refresh(volume.id).await?;
+    Ok(())
+}
+
 async fn promote(parts: &Arc<Parts>, spec: &VolumeSpec, epoch: Epoch) -> Result<(), StepError> {
     let volume = spec.id;
     still_held(parts, volume, epoch)?;
@@ -162,10 +202,23 @@ async fn promote(parts: &Arc<Parts>, spec: &VolumeSpec, epoch: Epoch) -> Result<
 }
 
 async fn announce(parts: &Arc<Parts>, volume: &VolumeSpec, epoch: Epoch) -> Result<(), StepError> {
+    place(parts, volume, epoch, |replicas| replicas).await?;
+    tracing::info!(volume = %volume.name, %epoch, "announced as master");
+    Ok(())
+}
+
+/// Tells the mesh where the volume is, with the copies that are made of the former ones.
+pub(super) async fn place(
+    parts: &Arc<Parts>,
+    volume: &VolumeSpec,
+    epoch: Epoch,
+    change: impl FnOnce(Vec<StoreId>) -> Vec<StoreId>,
+) -> Result<(), StepError> {
     still_held(parts, volume.id, epoch)?;
     let former = parts.placement(volume.id);
-    let mut replicas =
-        former.as_ref().map_or_else(|| volume.birth.replicas.clone(), |p| p.replicas.clone());
+    let mut replicas = change(
+        former.as_ref().map_or_else(|| volume.birth.replicas.clone(), |p| p.replicas.clone()),
+    );
     replicas.retain(|s| *s != parts.me);
     replicas.insert(0, parts.me);
     let sequence = match &former {
@@ -191,7 +244,6 @@ async fn announce(parts: &Arc<Parts>, volume: &VolumeSpec, epoch: Epoch) -> Resu
     let map = parts.map.clone();
     // It waits for the disk.
     tokio::task::spawn_blocking(move || map.place(placement)).await??;
-    tracing::info!(volume = %volume.name, %epoch, "announced as master");
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use flocker_gossip::map::Map;
 use flocker_replicate::{Fence, FenceRefusal};
 use tokio::sync::Notify;
 
+use super::control_plane::ControlPlane;
 use super::masters::Masters;
 use super::parts::locked;
 use super::promoted::Promoted;
@@ -17,14 +18,34 @@ use super::promoted::Promoted;
 /// The fence. It is handed to the replication before the other parts exist.
 #[derive(Debug)]
 pub(super) struct LeaseFence {
-    pub(super) leases: Leases,
-    pub(super) map: Map,
-    pub(super) promoted: Arc<Promoted>,
-    pub(super) masters: Arc<Masters>,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) wake: Arc<Notify>,
+    leases: Leases,
+    map: Map,
+    promoted: Arc<Promoted>,
+    masters: Arc<Masters>,
+    clock: Arc<dyn Clock>,
+    wake: Arc<Notify>,
     /// Who was admitted under each epoch: one epoch has one master.
-    pub(super) admitted: Mutex<HashMap<VolumeId, (Epoch, StoreId)>>,
+    admitted: Mutex<HashMap<VolumeId, (Epoch, StoreId)>>,
+}
+
+impl LeaseFence {
+    pub(super) fn new(
+        plane: &ControlPlane,
+        promoted: &Arc<Promoted>,
+        masters: &Arc<Masters>,
+        clock: &Arc<dyn Clock>,
+        wake: &Arc<Notify>,
+    ) -> Self {
+        Self {
+            leases: plane.leases.clone(),
+            map: plane.map.clone(),
+            promoted: Arc::clone(promoted),
+            masters: Arc::clone(masters),
+            clock: Arc::clone(clock),
+            wake: Arc::clone(wake),
+            admitted: Mutex::default(),
+        }
+    }
 }
 
 impl Fence for LeaseFence {

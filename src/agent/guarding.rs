@@ -1,17 +1,24 @@
 //! Tells the guard until when each service may run. It lets no service start without a lease and
 //! a guard, and never promises the guard more than the lease says.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use flocker_base::{BootTime, Clock, Epoch, ServiceId, VolumeId};
 use flocker_gossip::lease::{LeaseConfig, Leases};
 use tokio_util::sync::CancellationToken;
 
+use super::control_plane::ControlPlane;
+use super::home::Home;
 use super::parts::{Parts, locked};
+use crate::api::{ApiError, ErrorCode};
+use crate::cli::options::UpOptions;
+use crate::engine::process::{ProcessConfig, ProcessEngine};
 use crate::engine::{Hold, Launch, LaunchGate, ProcessGroup};
-use crate::guard::{Extension, Guard, Protected};
+use crate::guard::{ClientConfig, Extension, Guard, GuardError, Protected};
+use crate::supervisor::Supervisor;
 
 /// Time between two looks at the leases.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -45,7 +52,7 @@ pub(super) struct LeaseGate {
 
 #[async_trait]
 impl LaunchGate for LeaseGate {
-    async fn admit(&self, launch: &Launch, group: ProcessGroup) -> Result<(), String> {
+    async fn admit(&self, launch: &Launch, group: ProcessGroup) -> std::result::Result<(), String> {
         let now = self.clock.boot();
         let until = lease_end(&self.leases, launch.volume, launch.epoch, now)
             .ok_or("this node does not hold its volume any more")?;
@@ -59,6 +66,51 @@ impl LaunchGate for LeaseGate {
     }
 }
 
+/// Starts the guard, or finds the one that is there, and opens the engine under it.
+pub(super) async fn engine_and_guard(
+    options: &UpOptions,
+    home: &Home,
+    plane: &ControlPlane,
+    supervisor: &Supervisor,
+    clock: &Arc<dyn Clock>,
+    fencing: Fencing,
+) -> Result<(ProcessEngine, Guard)> {
+    let exe = std::env::current_exe().context("cannot tell where this program is")?;
+    let guard_dir = home.folder.join("guard");
+    let mut config = ClientConfig::new(exe.clone(), guard_dir.clone(), home.db.incarnation());
+    config.frozen_limit = fencing.frozen_limit;
+    config.watchdog = match &options.watchdog {
+        Some(device) => Some(std::path::absolute(device).context("cannot tell where it is")?),
+        None => None,
+    };
+    let (guard, link) = Guard::connect_or_spawn(config).await.map_err(|error| match error {
+        GuardError::Refused(why) => ApiError::new(ErrorCode::Usage, why)
+            .hint("name a watchdog device that nothing else feeds, or leave --watchdog out")
+            .into(),
+        other => anyhow::Error::from(other),
+    })?;
+    let link = Arc::new(Mutex::new(Some(link)));
+    supervisor.spawn("guard link", move |stop| {
+        let link = locked(&link).take();
+        async move {
+            match link {
+                Some(link) => Ok(link.run(stop).await?),
+                // It ended for good: the agent stops for it, see `wait`.
+                None => Ok(()),
+            }
+        }
+    });
+    let gate = LeaseGate {
+        leases: plane.leases.clone(),
+        guard: guard.clone(),
+        clock: Arc::clone(clock),
+        freeze_lead: fencing.freeze_lead,
+    };
+    let config = ProcessConfig::new(home.folder.join("engine"), exe, guard_dir);
+    let engine = ProcessEngine::open(config, Arc::clone(clock), Some(Arc::new(gate)))?;
+    Ok((engine, guard))
+}
+
 fn lease_end(leases: &Leases, volume: VolumeId, epoch: Epoch, now: BootTime) -> Option<BootTime> {
     leases.holds(volume, epoch, now)
 }
@@ -68,7 +120,7 @@ pub(super) async fn run(
     parts: Arc<Parts>,
     fencing: Fencing,
     stop: CancellationToken,
-) -> anyhow::Result<()> {
+) -> Result<()> {
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),

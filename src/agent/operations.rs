@@ -348,9 +348,15 @@ fn candidates(parts: &Parts) -> Vec<Candidate> {
         .map(|(store, m)| Candidate {
             store: *store,
             region: m.facts.region.clone(),
+            zone: m.facts.zone.clone(),
             load: load(store),
         })
         .collect();
-    all.push(Candidate { store: parts.me, region: parts.region.clone(), load: load(&parts.me) });
+    all.push(Candidate {
+        store: parts.me,
+        region: parts.region.clone(),
+        zone: parts.zone.clone(),
+        load: load(&parts.me),
+    });
     all
 }

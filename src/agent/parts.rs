@@ -38,12 +38,17 @@ pub(super) struct Parts {
     pub(super) me: StoreId,
     pub(super) name: Name,
     pub(super) region: Name,
+    pub(super) zone: Option<Name>,
     pub(super) cluster: ClusterId,
     /// The address that services listen on.
     pub(super) host: IpAddr,
     /// What a join line names first: this node's own control address.
     pub(super) seeds: Vec<String>,
     pub(super) clock: Arc<dyn Clock>,
+    /// When this agent started.
+    pub(super) started: BootTime,
+    /// How long a node may be away before its copies are made again elsewhere.
+    pub(super) replace_after: Duration,
     /// What happened, for people.
     pub(super) events: EventLog,
     pub(super) certificate: Arc<Certificate>,

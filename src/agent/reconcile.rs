@@ -5,7 +5,9 @@
 //! a crash can leave behind is one that this function must lead out of.
 
 use flocker_base::{BootTime, Epoch, StoreId};
-use flocker_gossip::model::{Placement, PlacementState, ServiceSpec, VolumeSpec, VoterConfig};
+use flocker_gossip::model::{
+    Failover, Placement, PlacementState, ServiceSpec, VolumeSpec, VoterConfig,
+};
 
 /// Everything that the decision for one volume rests on.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct VolumeWorld<'a> {
     pub lease: Lease,
     /// The newest epoch known to be granted or announced to another node.
     pub others_epoch: Option<Epoch>,
+    /// Whether the last known master is in this node's region.
+    pub in_masters_region: bool,
     /// Whether the last known master is silent: its promise at this voter has run out, or
     /// membership suspects it. Says when to *ask*; the voters decide.
     pub master_silent: bool,
@@ -120,6 +124,11 @@ pub enum Step {
         /// The epoch whose tail it is.
         epoch: Epoch,
     },
+    /// Give back the room of a copy that is no longer wanted here.
+    Discard {
+        /// The master, who says what it holds.
+        master: StoreId,
+    },
     /// Make the copy writable under this epoch.
     Promote {
         /// The epoch held.
@@ -178,6 +187,7 @@ pub fn next_step(world: &VolumeWorld<'_>) -> Step {
             | Step::Announce { .. }
             | Step::Start { .. }
             | Step::KeepTail { .. }
+            | Step::Discard { .. }
             | Step::TakeVote
     );
     if repeated && world.now < world.retry_at { Step::Wait(world.retry_at) } else { step }
@@ -244,8 +254,21 @@ fn as_other(world: &VolumeWorld<'_>) -> Step {
     match (reason_to_campaign(world), world.lease) {
         (Some(reason), Lease::None) => Step::Campaign { rank: world.rank, reason },
         (None, Lease::Campaigning) => Step::StandDown,
+        (None, Lease::None) => {
+            unwanted(world).map_or(Step::Rest, |master| Step::Discard { master })
+        }
         _ => Step::Rest,
     }
+}
+
+/// The master of a volume of which a copy is here that its newest placement does not name.
+fn unwanted(world: &VolumeWorld<'_>) -> Option<StoreId> {
+    let placed = world.placement.filter(|p| p.state == PlacementState::Active)?;
+    // An announcement that is not the newest known says nothing of what is wanted now.
+    let newest = world.others_epoch.is_some_and(|epoch| epoch == placed.epoch);
+    let here = world.copy.has_snapshot && world.copy.promoted.is_none() && world.instance.is_none();
+    (here && newest && placed.holder != world.me && !placed.replicas.contains(&world.me))
+        .then_some(placed.holder)
 }
 
 fn reason_to_campaign(world: &VolumeWorld<'_>) -> Option<CampaignReason> {
@@ -259,17 +282,22 @@ fn reason_to_campaign(world: &VolumeWorld<'_>) -> Option<CampaignReason> {
     if !holds_copy || (world.placement.is_some() && knows_nothing) {
         return None;
     }
+    let by_itself = match world.spec.policy.failover {
+        Failover::Auto => true,
+        Failover::InRegion => world.in_masters_region,
+        Failover::Manual => false,
+    };
     match world.released {
-        Released::ToMe | Released::ToAnyone => return Some(CampaignReason::Released),
+        Released::ToMe => return Some(CampaignReason::Released),
+        Released::ToAnyone if by_itself => return Some(CampaignReason::Released),
         Released::ToAnother => return None,
-        Released::No => {}
+        Released::ToAnyone | Released::No => {}
     }
     let last_master = world.placement.map_or(world.spec.birth.master, |p| p.holder);
     if last_master == world.me {
         let born = world.placement.is_some();
         return Some(if born { CampaignReason::Mine } else { CampaignReason::Birth });
     }
-    let by_itself = world.spec.policy.failover == flocker_gossip::model::Failover::Auto;
     (world.master_silent && by_itself).then_some(CampaignReason::MasterSilent)
 }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use flocker_base::{Epoch, Head, ServiceId, StoreId, VolumeId};
 use flocker_gossip::map::Amendment;
 use flocker_gossip::model::{ServiceSpec, VolumeSpec};
+use flocker_replicate::Guid;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{ApiError, MoveReport, MoveRequest, Progress, PromoteRequest, Promoted};
@@ -44,6 +45,11 @@ pub enum Request {
     Amend(Amendment),
     /// Make your copy of a volume its master: a person said so.
     Promote(PromoteRequest),
+    /// Which snapshots of a volume that you lead do you hold?
+    Snapshots {
+        /// The volume.
+        volume: VolumeId,
+    },
 }
 
 /// The answer to a [`Request`].
@@ -79,6 +85,8 @@ pub enum Reply {
     Refused(ApiError),
     /// To [`Request::Promote`].
     Promoted(Promoted),
+    /// To [`Request::Snapshots`]: the newest ones' identities.
+    Snapshots(Vec<Guid>),
 }
 
 /// What one node holds and runs, as only it can know.

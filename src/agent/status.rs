@@ -88,6 +88,10 @@ impl Sources {
             .unwrap_or_else(|| self.nodes[0].name.clone())
     }
 
+    fn region(&self, store: StoreId) -> Option<&Name> {
+        self.nodes.iter().find(|n| n.store == store).map(|n| &n.region)
+    }
+
     fn lives(&self, store: StoreId) -> bool {
         self.nodes.iter().any(|n| n.store == store && n.liveness == Liveness::Live)
     }
@@ -232,6 +236,14 @@ fn can_fail_over(
     if holders.iter().filter(others).count() == 0 {
         return no("no other live node holds a copy");
     }
+    let home = master.map(|store| sources.region(store));
+    let near = |s: &&StoreId| others(s) && Some(sources.region(**s)) == home;
+    if volume.policy.failover == Failover::InRegion && holders.iter().filter(near).count() == 0 {
+        return no(
+            "no other live node of its master's region holds a copy, and its policy keeps it there \
+             (failover: in-region)",
+        );
+    }
     (true, None)
 }
 
@@ -326,11 +338,18 @@ fn promotion(sources: &Sources, volume: &VolumeStatus) -> Option<String> {
             volume.name
         ));
     }
-    let manual = sources
-        .volumes
-        .iter()
-        .any(|(spec, _)| spec.id == volume.id && spec.policy.failover == Failover::Manual);
-    manual.then(|| format!("flocker volume promote {} --node {copy}", volume.name))
+    let (spec, placement) = sources.volumes.iter().find(|(spec, _)| spec.id == volume.id)?;
+    let policy = spec.policy.failover;
+    let away = placement.as_ref().is_some_and(|p| {
+        let home = sources.region(p.holder);
+        !volume.replicas.iter().any(|r| {
+            sources.nodes.iter().any(|n| {
+                n.name == r.node && n.liveness == Liveness::Live && Some(&n.region) == home
+            })
+        })
+    });
+    let waits = policy == Failover::Manual || (policy == Failover::InRegion && away);
+    waits.then(|| format!("flocker volume promote {} --node {copy}", volume.name))
 }
 
 #[cfg(test)]

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use flocker_base::{BootTime, StoreId, VolumeId};
 use flocker_gossip::lease::{LeaseEvent, LeaseView, VolumeFacts};
-use flocker_gossip::model::{VolumeSpec, VoterConfig};
+use flocker_gossip::model::{Placement, VolumeSpec, VoterConfig};
 use flocker_replicate::Duty;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::executor::{self, StepError};
+use super::mender::{self, Mender};
 use super::parts::{Parts, locked};
 use super::reconcile::{
     Lease, LocalCopy, Released, RunningInstance, Step, VolumeWorld, next_step, takeover_rank,
@@ -27,11 +28,15 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// The longest wait after a failed step.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
+/// The wait after a copy that is not wanted here could not be discarded.
+const KEPT_RETRY: Duration = Duration::from_secs(60);
+
 /// The loop's own state.
 struct Loop {
     parts: Arc<Parts>,
     steps: JoinSet<(VolumeId, Result<(), StepError>)>,
     retries: HashMap<VolumeId, Retry>,
+    mender: Mender,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,7 +51,8 @@ pub(super) async fn run(
     events: &mut mpsc::Receiver<LeaseEvent>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut state = Loop { parts, steps: JoinSet::new(), retries: HashMap::new() };
+    let mut state =
+        Loop { parts, steps: JoinSet::new(), retries: HashMap::new(), mender: Mender::default() };
     let wake = Arc::clone(&state.parts.wake);
     let mut map = state.parts.map.watch();
     let mut exits = state.parts.engine.exits();
@@ -92,8 +98,11 @@ impl Loop {
             }
             Err(error) => {
                 let retry = self.retries.entry(volume).or_default();
-                let wait =
-                    FIRST_RETRY.saturating_mul(1 << retry.failures.min(10)).min(LONGEST_RETRY);
+                let wait = match error {
+                    // It takes little but room, and what keeps it changes seldom.
+                    StepError::Kept(_) => KEPT_RETRY,
+                    _ => FIRST_RETRY.saturating_mul(1 << retry.failures.min(10)).min(LONGEST_RETRY),
+                };
                 retry.failures = retry.failures.saturating_add(1);
                 retry.at = self.parts.now() + wait;
                 tracing::warn!(%volume, %error, again_in = ?wait, "a step failed");
@@ -107,6 +116,7 @@ impl Loop {
         if self.parts.removed.is_set() {
             return self.wind_down();
         }
+        self.mender.look(&self.parts);
         let view = self.parts.map_view();
         let mut duties = Vec::new();
         let mut seen = BTreeSet::new();
@@ -220,6 +230,8 @@ impl Loop {
                     self.spawn(spec.id, move |parts| async move {
                         executor::fetch(&parts, id, from).await
                     });
+                } else if world_parts.now() >= retry_at && !world_parts.hands.grips(spec.id) {
+                    self.mend(spec, placement.as_ref());
                 }
             }
             Step::Campaign { rank, reason } => {
@@ -235,6 +247,16 @@ impl Loop {
                 });
             }
         }
+    }
+
+    /// Brings where the volume is nearer to where it is wanted, if this node leads it.
+    fn mend(&mut self, spec: &VolumeSpec, placement: Option<&Placement>) {
+        let Some((epoch, mend)) = self.mender.due(&self.parts, spec, placement) else { return };
+        let spec = spec.clone();
+        self.spawn(
+            spec.id,
+            move |parts| async move { mender::mend(&parts, &spec, epoch, mend).await },
+        );
     }
 
     fn spawn<F, Fut>(&mut self, volume: VolumeId, work: F)
@@ -279,10 +301,7 @@ impl Loop {
     }
 }
 
-fn copies<'a>(
-    spec: &'a VolumeSpec,
-    placement: Option<&'a flocker_gossip::model::Placement>,
-) -> &'a [StoreId] {
+fn copies<'a>(spec: &'a VolumeSpec, placement: Option<&'a Placement>) -> &'a [StoreId] {
     placement.map_or(&spec.birth.replicas, |p| &p.replicas)
 }
 
@@ -290,7 +309,7 @@ fn copies<'a>(
 fn observe<'a>(
     parts: &Parts,
     spec: &'a VolumeSpec,
-    placement: Option<&'a flocker_gossip::model::Placement>,
+    placement: Option<&'a Placement>,
     service: Option<&'a flocker_gossip::model::ServiceSpec>,
     lease: Option<&'a LeaseView>,
     retry_at: BootTime,
@@ -321,6 +340,7 @@ fn observe<'a>(
             None => Lease::None,
         },
         others_epoch: parts.masters.another(spec.id, parts.me),
+        in_masters_region: home.as_ref() == Some(&parts.region),
         // A voter goes by its own promise, so that the rank, and not who suspected first, says who
         // asks first. A replica that never voted has membership's word alone.
         master_silent: match lease {

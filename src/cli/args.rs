@@ -193,6 +193,18 @@ pub(super) struct Up {
     /// The node's zone within its region: nodes of one zone may fail together.
     #[arg(long, value_name = "NAME")]
     pub(super) zone: Option<Name>,
+    /// How long this node's leases are, from `1s` to `10m`. Shorter: its services come back sooner
+    /// elsewhere when it dies, and stop sooner when its network stalls.
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = members::lease)]
+    pub(super) lease: Duration,
+    /// How long a node may be away before copies of the volumes that this one leads are made again
+    /// elsewhere, from `10s` to `30d`; a tenth of it before its votes are given to others.
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = members::replacement)]
+    pub(super) replace_after: Duration,
+    /// A watchdog device, such as /dev/watchdog, that the guard feeds: if the guard itself hangs, or
+    /// can't end a service in time, the machine resets.
+    #[arg(long, value_name = "DEVICE")]
+    pub(super) watchdog: Option<PathBuf>,
     /// How long a node may have been away before what only it still knows is put in quarantine, for
     /// a person to decide: from `1d` to `3650d`.
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = members::absence)]

@@ -32,7 +32,7 @@ volumes:
       remote-replicas: 1                # copies in other regions
       snapshot-every: 5s
       lag-limit: 60s                    # an older copy does not take over by itself
-      failover: auto                    # or manual
+      failover: auto                    # or in-region, or manual
 ";
 
 pub(super) const ABOUT: &str = "\

@@ -43,6 +43,12 @@ pub struct UpOptions {
     pub advertise: Option<Advertise>,
     /// The address that nodes of other regions reach this node at, if that is another.
     pub public: Option<Advertise>,
+    /// How long a lease of this node's is.
+    pub lease: Duration,
+    /// How long a node may be away before its copies are made again elsewhere.
+    pub replace_after: Duration,
+    /// The watchdog device that the guard feeds, if it is to.
+    pub watchdog: Option<PathBuf>,
     /// The absence after which what a node brings is put in quarantine.
     pub quarantine_after: Duration,
     /// Addresses of other nodes, `host` or `host:port`, from the command line and from files.

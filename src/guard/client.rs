@@ -37,6 +37,8 @@ pub struct ClientConfig {
     pub linger: Duration,
     /// How long what was frozen in time may stand still past its deadline.
     pub frozen_limit: Duration,
+    /// The watchdog device that it is to feed, absolute.
+    pub watchdog: Option<PathBuf>,
     /// A guard that does not answer within this is replaced.
     pub call_deadline: Duration,
     /// A guard that is not there within this after it was started counts as failed.
@@ -53,6 +55,7 @@ impl ClientConfig {
             incarnation,
             linger: Duration::from_millis(500),
             frozen_limit: Duration::from_secs(60),
+            watchdog: None,
             call_deadline: Duration::from_millis(500),
             spawn_deadline: Duration::from_secs(5),
         }

@@ -21,6 +21,7 @@ use super::notes::Notes;
 use super::peer::{Peer, PeerError};
 use super::store::{self, Found};
 use super::table::{Action, Event, Table};
+use super::watchdog::{FEED_EVERY, Watchdog};
 use super::wire::{Protected, Reply, Request};
 use super::{GuardOptions, LOCK, SOCKET};
 use crate::engine::group::{Sent, Stat, living_groups};
@@ -67,11 +68,18 @@ pub(super) fn run(options: &GuardOptions) -> anyhow::Result<()> {
         idle_since: now,
         linger: options.linger.max(FIRST_LINGER),
         next_sweep: now,
+        watchdog: None,
         changed: true,
     };
     let outcome = shell.serve();
     fs::remove_file(folder.join(SOCKET)).ok();
     shell.hands.close();
+    // After a failure it is left to reset the machine.
+    if let Some(dog) = shell.watchdog.take_if(|_| outcome.is_ok())
+        && let Err(error) = dog.close()
+    {
+        shell.notes.say(format!("cannot stop the watchdog: {error}"));
+    }
     shell.notes.end();
     if outcome.is_ok() {
         store::remove(folder);
@@ -167,6 +175,7 @@ struct Shell {
     idle_since: BootTime,
     linger: Duration,
     next_sweep: BootTime,
+    watchdog: Option<Watchdog>,
     /// The table's file is to be written.
     changed: bool,
 }
@@ -178,6 +187,7 @@ impl Shell {
             self.table.step(SystemClock.boot(), Event::Tick, &mut actions);
             self.act(&actions);
             self.sweep();
+            self.feed();
             if std::mem::take(&mut self.changed) {
                 self.notes.table(store::encode(&self.table, &self.boot));
             }
@@ -194,7 +204,10 @@ impl Shell {
         fds.push(PollFd::from_borrowed_fd(self.timer.as_fd(), PollFlags::IN));
         fds.push(PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN));
         fds.extend(self.peers.iter().map(|p| PollFd::from_borrowed_fd(p.fd(), p.interest())));
-        let most = self.options.linger.min(SWEEP).max(Duration::from_millis(10));
+        let mut most = self.options.linger.min(SWEEP).max(Duration::from_millis(10));
+        if self.watchdog.is_some() {
+            most = most.min(FEED_EVERY);
+        }
         let most = Timespec {
             tv_sec: i64::try_from(most.as_secs()).unwrap_or(1),
             tv_nsec: i64::from(most.subsec_nanos()),
@@ -274,11 +287,46 @@ impl Shell {
         let mut actions = Vec::new();
         let reply = self.table.step(SystemClock.boot(), Event::Asked(from, request), &mut actions);
         self.act(&actions);
-        if let (Request::Hello(_), Reply::Done) = (request, &reply) {
-            self.welcome(peer, from);
+        match (request, &reply) {
+            (Request::Hello(_), Reply::Done) => self.welcome(peer, from),
+            (Request::Watch(device), Reply::Done) => return self.watch(device),
+            _ => {}
         }
         self.changed |= !matches!(request, Request::List | Request::Ping);
         reply
+    }
+
+    /// Takes a watchdog on. One that is fed already is kept: to leave it would reset the machine.
+    fn watch(&mut self, device: &Path) -> Reply {
+        match &self.watchdog {
+            Some(dog) if dog.path() == device => return Reply::Done,
+            Some(dog) => {
+                let other = dog.path().display();
+                return Reply::Refused(format!(
+                    "it feeds the watchdog {other} already: stop the agent and its services to change that"
+                ));
+            }
+            None => {}
+        }
+        match Watchdog::open(device, SystemClock.boot()) {
+            Ok((dog, note)) => {
+                self.notes.say(note);
+                self.watchdog = Some(dog);
+                Reply::Done
+            }
+            Err(error) => {
+                Reply::Refused(format!("cannot open the watchdog {}: {error}", device.display()))
+            }
+        }
+    }
+
+    fn feed(&mut self) {
+        let since = self.table.killing_since();
+        if let Some(dog) = &mut self.watchdog
+            && let Some(note) = dog.feed(SystemClock.boot(), since)
+        {
+            self.notes.say(note);
+        }
     }
 
     fn welcome(&mut self, peer: &mut Peer, incarnation: Incarnation) {

@@ -70,12 +70,14 @@ struct Held {
     frozen_at: BootTime,
     /// Its deadline has passed and it was to be looked at.
     overdue: bool,
+    /// Since when it has been killed, as far as this guard knows.
+    killing_since: Option<BootTime>,
 }
 
 impl Held {
     const fn new(protected: Protected, phase: Phase) -> Self {
         let (again, frozen_at) = (BootTime::ZERO, BootTime::ZERO);
-        Self { protected, phase, again, frozen_at, overdue: false }
+        Self { protected, phase, again, frozen_at, overdue: false, killing_since: None }
     }
 }
 
@@ -130,6 +132,12 @@ impl Table {
         self.held.contains_key(group)
     }
 
+    /// Since when something has been killed that is still there.
+    #[must_use]
+    pub fn killing_since(&self) -> Option<BootTime> {
+        self.held.values().filter_map(|held| held.killing_since).min()
+    }
+
     /// When the next [`Event::Tick`] is due.
     #[must_use]
     pub fn next_deadline(&self) -> BootTime {
@@ -179,7 +187,7 @@ impl Table {
 
     fn asked(&mut self, now: BootTime, request: &Request, actions: &mut Vec<Action>) -> Reply {
         match request {
-            Request::Hello(_) | Request::Ping => Reply::Done,
+            Request::Hello(_) | Request::Ping | Request::Watch(_) => Reply::Done,
             Request::List => Reply::Held(self.held().collect()),
             Request::Protect(protected) => self.protect(*protected),
             Request::Release(service) => match self.of_service(*service).next() {
@@ -283,6 +291,7 @@ impl Held {
         let first = self.phase != Phase::Killing;
         if first || now >= self.again {
             self.phase = Phase::Killing;
+            self.killing_since.get_or_insert(now);
             self.again = now + AGAIN;
             actions.push(Action::Kill { protected: self.protected, first });
         }

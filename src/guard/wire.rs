@@ -8,6 +8,9 @@
 //! Numbers are little-endian. Instants are nanoseconds of `CLOCK_BOOTTIME`, the largest meaning
 //! never. A length is checked before a byte of the payload is awaited.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use flocker_base::{BootTime, Epoch, Incarnation, ServiceId};
@@ -20,6 +23,8 @@ pub const VERSION: u8 = 1;
 pub const MOST_REQUEST_BYTES: usize = 64 << 10;
 /// The longest reply: the list of everything.
 pub const MOST_REPLY_BYTES: usize = 1 << 20;
+/// The longest path of a device.
+const MOST_PATH_BYTES: usize = 4_096;
 /// Extensions in one request.
 pub const MOST_EXTENSIONS: usize = 1_000;
 
@@ -79,6 +84,8 @@ pub enum Request {
     List,
     /// Are you there?
     Ping,
+    /// Feed this watchdog device from now on.
+    Watch(PathBuf),
 }
 
 /// What the guard answers: to each request one.
@@ -127,6 +134,9 @@ impl Request {
             Self::Release(service) => framed(4, |o| o.extend(service.as_bytes())),
             Self::List => framed(5, |_| ()),
             Self::Ping => framed(6, |_| ()),
+            Self::Watch(device) => {
+                framed(7, |o| o.extend(device.as_os_str().as_bytes().iter().take(MOST_PATH_BYTES)))
+            }
         }
     }
 
@@ -143,6 +153,7 @@ impl Request {
             4 => Self::Release(body.service()?),
             5 => Self::List,
             6 => Self::Ping,
+            7 => Self::Watch(body.path()?),
             other => return Err(WireError::Kind(other)),
         };
         body.end(request)
@@ -252,6 +263,12 @@ fn put_extension(out: &mut Vec<u8>, extension: &Extension) {
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
+    fn path(&mut self) -> Result<PathBuf, WireError> {
+        let path = PathBuf::from(OsStr::from_bytes(self.rest()));
+        let short = path.as_os_str().len() <= MOST_PATH_BYTES;
+        if short && path.is_absolute() { Ok(path) } else { Err(WireError::Malformed) }
+    }
+
     pub(super) fn take<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
         let (first, rest) = self.0.split_first_chunk::<N>().ok_or(WireError::Malformed)?;
         self.0 = rest;

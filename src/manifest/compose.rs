@@ -231,7 +231,11 @@ fn volume(name: Name, entry: Entry, path: &str) -> Result<VolumeDraft, Problem> 
         }
     }
     if let Some(entry) = fields.take("failover") {
-        let choices = [("auto", Failover::Auto), ("manual", Failover::Manual)];
+        let choices = [
+            ("auto", Failover::Auto),
+            ("in-region", Failover::InRegion),
+            ("manual", Failover::Manual),
+        ];
         draft.failover = read::choice(&entry.value, &format!("{path}.failover"), &choices)?;
     }
     Ok(draft)

@@ -331,6 +331,38 @@ async fn a_process_that_is_not_the_one_named_is_refused_and_untouched() {
     agent.engine.kill(instance.service).await.expect("kills");
 }
 
+/// A plain file in a watchdog's place.
+#[tokio::test]
+async fn a_watchdog_is_fed_until_nothing_is_held_and_by_the_next_guard_too() {
+    let folder = Sandbox::new();
+    let device = folder.path().join("watchdog");
+    let client = ClientConfig::new(exe(), guard_dir(folder.path()), Incarnation(1));
+    let client = ClientConfig { watchdog: Some(device.clone()), linger: ms(300), ..client };
+    let refused = Guard::connect_or_spawn(client.clone()).await.map(|_| ());
+    let refused = refused.expect_err("there is no such device").to_string();
+    assert!(refused.contains("cannot open the watchdog"), "{refused}");
+    guard_leaves(folder.path()).await;
+
+    flocker_base::durable::write(&device, 1, b"").expect("a file");
+    let (guard, link) = Guard::connect_or_spawn(client).await.expect("a guard");
+    let stop = CancellationToken::new();
+    let mut links = JoinSet::new();
+    links.spawn(link.run(stop.clone()));
+    let food = || std::fs::read(&device).expect("reads").iter().filter(|b| **b == 0).count();
+    let before = food();
+    until("it is fed", || food() > before + 3).await;
+    let pid = guard_pid(folder.path()).expect("runs");
+    signal(pid, Signal::KILL);
+    until("another is there", || guard_pid(folder.path()).is_some_and(|p| p != pid)).await;
+    guard.list().await.expect("it answers");
+    until("that one stops it at its end", || {
+        stop.cancel();
+        std::fs::read(&device).expect("reads").contains(&b'V')
+    })
+    .await;
+    links.join_next().await.expect("one").expect("no panic").expect("ends in order");
+}
+
 #[tokio::test]
 async fn only_the_newest_agent_is_obeyed() {
     let folder = Sandbox::new();

@@ -64,6 +64,8 @@ impl Default for VolumePolicy {
 pub enum Failover {
     /// The best replica takes over.
     Auto,
+    /// The best replica of the master's own region takes over, and none of another.
+    InRegion,
     /// Nothing until a person promotes a replica.
     Manual,
 }

@@ -57,6 +57,7 @@ fn world<'a>(spec: &'a VolumeSpec, me: StoreId) -> VolumeWorld<'a> {
         service: None,
         lease: Lease::None,
         others_epoch: None,
+        in_masters_region: true,
         master_silent: false,
         released: Released::No,
         voters: None,
@@ -122,6 +123,74 @@ fn a_manual_volume_waits_for_a_person() {
     assert_eq!(next_step(&now), Step::Rest);
     now.released = Released::ToMe;
     assert!(matches!(next_step(&now), Step::Campaign { .. }), "a planned move still works");
+}
+
+#[test]
+fn a_volume_that_stays_in_its_region_is_taken_over_there_alone() {
+    let mut spec = volume();
+    spec.policy.failover = Failover::InRegion;
+    let there = placement(&spec, store(1), 1);
+    let mut now = world(&spec, store(2));
+    now.placement = Some(&there);
+    now.master_silent = true;
+    assert_eq!(next_step(&now), Step::Campaign { rank: 0, reason: CampaignReason::MasterSilent });
+    now.in_masters_region = false;
+    assert_eq!(next_step(&now), Step::Rest);
+    now.released = Released::ToMe;
+    assert!(matches!(next_step(&now), Step::Campaign { .. }), "a planned move still works");
+}
+
+#[test]
+fn what_a_master_lost_is_open_to_those_alone_who_would_take_over_by_themselves() {
+    let mut spec = volume();
+    let there = placement(&spec, store(1), 1);
+    let cases = [
+        (Failover::Auto, false, true),
+        (Failover::InRegion, true, true),
+        (Failover::InRegion, false, false),
+        (Failover::Manual, true, false),
+    ];
+    for (failover, in_masters_region, asks) in cases {
+        spec.policy.failover = failover;
+        let open = |me| VolumeWorld {
+            placement: Some(&there),
+            released: Released::ToAnyone,
+            in_masters_region,
+            ..world(&spec, me)
+        };
+        let step = next_step(&open(store(2)));
+        assert_eq!(matches!(step, Step::Campaign { .. }), asks, "{failover:?}: {step:?}");
+        let step = next_step(&open(store(1)));
+        assert!(matches!(step, Step::Campaign { .. }), "its last master: {failover:?}: {step:?}");
+    }
+}
+
+#[test]
+fn a_copy_that_the_newest_placement_does_not_name_is_discarded_and_no_other() {
+    let spec = volume();
+    let mut there = placement(&spec, store(1), 5);
+    there.replicas = vec![store(1), store(3)];
+    let left = VolumeWorld {
+        placement: Some(&there),
+        others_epoch: Some(Epoch::new(0, 5)),
+        ..world(&spec, store(2))
+    };
+    let discarded = Step::Discard { master: store(1) };
+    assert_eq!(next_step(&left), discarded);
+    assert_eq!(next_step(&VolumeWorld { me: store(3), ..left.clone() }), Step::Rest);
+    let newer = VolumeWorld { others_epoch: Some(Epoch::new(0, 6)), ..left.clone() };
+    assert_eq!(next_step(&newer), Step::Rest, "the newest master has yet to say");
+    let mut tail = left.clone();
+    tail.copy.promoted = Some(Epoch::new(0, 4));
+    assert_eq!(
+        next_step(&tail),
+        Step::KeepTail { epoch: Epoch::new(0, 4) },
+        "its tail comes first"
+    );
+    let none = VolumeWorld { copy: LocalCopy::default(), ..left.clone() };
+    assert_eq!(next_step(&none), Step::Rest);
+    let failed = VolumeWorld { retry_at: BootTime::from_millis(2_000), ..left };
+    assert_eq!(next_step(&failed), Step::Wait(BootTime::from_millis(2_000)));
 }
 
 #[test]

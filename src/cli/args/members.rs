@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use flocker_base::Name;
+use flocker_gossip::lease::LeaseConfig;
+use flocker_gossip::lease::config::LONGEST_LEASE;
 use flocker_gossip::map::quarantine::QuarantineConfig;
 
 use crate::cli::help;
+
+/// The guard looks at the leases ten times a second: a shorter one leaves it no room.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Token {
@@ -71,6 +76,30 @@ pub(super) fn absence(text: &str) -> Result<Duration, String> {
             Err(why) => Err(why.to_owned()),
         },
         Err(error) => Err(format!("{error}; give a time such as 7d")),
+    }
+}
+
+/// The length of leases.
+pub(super) fn lease(text: &str) -> Result<Duration, String> {
+    let lease = span(text, "3s", SHORTEST_LEASE, LONGEST_LEASE)?;
+    LeaseConfig::of(lease).validate().map_err(|why| why.to_string())?;
+    Ok(lease)
+}
+
+/// How long a node may be away before it is replaced.
+pub(super) fn replacement(text: &str) -> Result<Duration, String> {
+    span(text, "10m", Duration::from_secs(10), Duration::from_secs(30 * 86_400))
+}
+
+fn span(text: &str, such_as: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(span) if (least..=most).contains(&span) => Ok(span),
+        Ok(_) => Err(format!(
+            "it must be from {} to {}",
+            humantime::format_duration(least),
+            humantime::format_duration(most)
+        )),
+        Err(error) => Err(format!("{error}; give a time such as {such_as}")),
     }
 }
 

@@ -44,7 +44,7 @@ impl Connection {
         if let Ok(stream) = dial(&config.runtime_dir).await {
             match Self::greet(stream, config, config.call_deadline).await {
                 Ok(connection) => return Ok(connection),
-                Err(e @ GuardError::Superseded(_)) => return Err(e),
+                Err(e @ (GuardError::Superseded(_) | GuardError::Refused(_))) => return Err(e),
                 Err(e) => {
                     tracing::warn!("the guard that is there does not answer ({e}): killing it");
                     kill_hanging(&config.runtime_dir);
@@ -67,9 +67,16 @@ impl Connection {
         let unreachable =
             |reason| GuardError::Unreachable { dir: config.runtime_dir.clone(), reason };
         match connection.ask(&Request::Hello(config.incarnation), limit).await {
+            Ok(Reply::Done) => {}
+            Ok(Reply::Refused(why)) => return Err(GuardError::Superseded(why)),
+            Ok(other) => return Err(unreachable(format!("it answered {other:?} to a hello"))),
+            Err(why) => return Err(unreachable(why)),
+        }
+        let Some(device) = &config.watchdog else { return Ok(connection) };
+        match connection.ask(&Request::Watch(device.clone()), limit).await {
             Ok(Reply::Done) => Ok(connection),
-            Ok(Reply::Refused(why)) => Err(GuardError::Superseded(why)),
-            Ok(other) => Err(unreachable(format!("it answered {other:?} to a hello"))),
+            Ok(Reply::Refused(why)) => Err(GuardError::Refused(why)),
+            Ok(other) => Err(unreachable(format!("it answered {other:?} to a watchdog"))),
             Err(why) => Err(unreachable(why)),
         }
     }

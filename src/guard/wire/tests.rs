@@ -46,6 +46,7 @@ fn requests_keep_their_bytes() {
         (Request::Release(protected().group.service), format!("120000000104{ID}")),
         (Request::List, "020000000105".to_owned()),
         (Request::Ping, "020000000106".to_owned()),
+        (Request::Watch("/dev/w".into()), "0800000001072f6465762f77".to_owned()),
     ];
     for (request, bytes) in golden {
         let frame = request.to_frame();

@@ -58,6 +58,24 @@ impl Default for LeaseConfig {
 pub struct LeaseConfigError(String);
 
 impl LeaseConfig {
+    /// The times for leases of this length, in proportion to the usual ones, and none but the
+    /// lease's own longer than them. Not every length works: see [`Self::validate`].
+    #[must_use]
+    pub fn of(lease: Duration) -> Self {
+        let usual = Self::default();
+        let part = |span: Duration| span.min(span.mul_f64(lease.div_duration_f64(usual.lease)));
+        Self {
+            lease,
+            heartbeat: part(usual.heartbeat),
+            reservation: part(usual.reservation),
+            freeze_lead: part(usual.freeze_lead),
+            rank_step: part(usual.rank_step),
+            successor_hold: usual.successor_hold.max(lease),
+            frozen_limit: usual.frozen_limit.max(lease),
+            ..usual
+        }
+    }
+
     /// Checks the relations between the values.
     ///
     /// # Errors
@@ -104,6 +122,17 @@ impl LeaseConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn leases_of_any_length_from_a_second_on_can_work() {
+        assert_eq!(LeaseConfig::of(Duration::from_secs(3)), LeaseConfig::default());
+        for millis in (1_000..=600_000).step_by(100) {
+            let config = LeaseConfig::of(Duration::from_millis(millis));
+            config.validate().unwrap_or_else(|why| panic!("{millis} ms: {why}"));
+        }
+        let long = LeaseConfig::of(Duration::from_secs(600));
+        assert_eq!(long.heartbeat, LeaseConfig::default().heartbeat, "a death is noticed as soon");
+    }
 
     #[test]
     fn the_defaults_hold_and_each_broken_relation_is_named() {

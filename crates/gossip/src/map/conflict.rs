@@ -131,7 +131,9 @@ pub(super) fn describe(kind: Kind, field: FieldId, bytes: &[u8]) -> String {
         (Kind::TOKEN, 2) => {
             text::<flocker_base::WallTime>(bytes, |at| format!("{} ms", at.as_millis()))
         }
-        (Kind::TOKEN | Kind::NODE, 3) => text::<bool>(bytes, ToString::to_string),
+        (Kind::TOKEN | Kind::NODE, 3) | (Kind::VOLUME, 8) => {
+            text::<bool>(bytes, ToString::to_string)
+        }
         // Secrets, environments that may hold some, and what this version does not know.
         _ => format!("{} bytes", bytes.len()),
     }

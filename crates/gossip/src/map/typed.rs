@@ -15,7 +15,9 @@ use super::key::{Kind, RecordKey};
 use super::record::{FieldId, Intent, Placed};
 use super::register::Sibling;
 use super::stamp::Stamp;
-use crate::model::{Placement, RouteKey, RouteSpec, ServiceSpec, VolumePolicy, VolumeSpec};
+use crate::model::{
+    Failover, Placement, RouteKey, RouteSpec, ServiceSpec, VolumePolicy, VolumeSpec,
+};
 
 /// The field that holds a record's name, in every kind that has one.
 pub const NAME: FieldId = 1;
@@ -147,18 +149,25 @@ impl Typed for VolumeSpec {
         put(&mut fields, 4, &self.policy.remote_replicas);
         put(&mut fields, 5, &self.policy.snapshot_interval);
         put(&mut fields, 6, &self.policy.lag_limit);
-        put(&mut fields, 7, &self.policy.failover);
+        // A version that knows no regions here fails over to any of them.
+        let in_region = self.policy.failover == Failover::InRegion;
+        put(&mut fields, 7, if in_region { &Failover::Auto } else { &self.policy.failover });
+        put(&mut fields, 8, &in_region);
         fields
     }
 
     fn read(id: VolumeId, fields: &Fields) -> Result<Self, Unreadable> {
         let usual = VolumePolicy::default();
+        let failover = match get_or(fields, 7, usual.failover)? {
+            Failover::Auto if get_or(fields, 8, false)? => Failover::InRegion,
+            failover => failover,
+        };
         let policy = VolumePolicy {
             local_replicas: get_or(fields, 3, usual.local_replicas)?,
             remote_replicas: get_or(fields, 4, usual.remote_replicas)?,
             snapshot_interval: get_or(fields, 5, usual.snapshot_interval)?,
             lag_limit: get_or(fields, 6, usual.lag_limit)?,
-            failover: get_or(fields, 7, usual.failover)?,
+            failover,
         };
         Ok(Self { id, name: get(fields, NAME)?, policy, birth: get(fields, 2)? })
     }
