@@ -68,12 +68,28 @@ fn golden_fields_of_each_kind() {
 }
 
 const GOLDEN_FIELDS: [&str; 5] = [
-    "c9adfbfde9ed00a2",
+    "cf9ce62b5337d49d",
     "aba9e42d2c377d9b",
     "ecdae11b9587743f",
     "b5ab721265b177fc",
     "1a417e0be7c45040",
 ];
+
+#[test]
+fn a_volume_of_before_there_were_regions_to_stay_in_may_go_to_any() {
+    use crate::map::typed::Typed as _;
+    use crate::model::{Failover, VolumeSpec};
+    for failover in [Failover::Auto, Failover::InRegion, Failover::Manual] {
+        let mut spec = volume(1, "pg");
+        spec.policy.failover = failover;
+        let mut fields = spec.fields();
+        assert_eq!(VolumeSpec::read(spec.id, &fields).expect("reads"), spec);
+        fields.remove(&8);
+        let read = VolumeSpec::read(spec.id, &fields).expect("reads").policy.failover;
+        assert_eq!(read == Failover::Manual, failover == Failover::Manual);
+        assert_ne!(read, Failover::InRegion);
+    }
+}
 
 #[test]
 fn the_order_of_merges_leaves_no_trace_in_the_bytes() {
