@@ -22,6 +22,7 @@ pub mod invariants;
 pub mod log;
 pub mod measure;
 pub mod mesh;
+pub mod nemesis;
 pub mod network;
 pub mod node;
 pub mod plan;

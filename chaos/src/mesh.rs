@@ -33,7 +33,7 @@ pub struct Mesh {
     path: PathBuf,
     binary: PathBuf,
     keep: bool,
-    _network: Network,
+    _network: Option<Network>,
 }
 
 impl Mesh {
@@ -54,13 +54,30 @@ impl Mesh {
         let network = Network::claim(u8::try_from(of.len()).context("too many nodes")?)?;
         let folder = tempfile::Builder::new().prefix("flocker-chaos-").tempdir();
         let folder = folder.context("cannot make a folder for the mesh")?;
-        let path = folder.path().to_owned();
+        let path = folder.path();
         let nodes = of.iter().zip(1..).map(|((name, region), host)| {
-            let mut node = Node::new(name, region, network.address(host), &path, &binary);
+            let mut node = Node::new(name, region, network.address(host), path, &binary);
             node.set_options(options.iter().map(Into::into).collect());
             node
         });
-        let nodes = nodes.collect();
+        Self::found(nodes.collect(), folder, binary, Some(network)).await
+    }
+
+    /// One of these nodes, whose folders are in this one.
+    ///
+    /// # Errors
+    /// If an agent does not come up.
+    pub async fn of_nodes(nodes: Vec<Node>, folder: TempDir, binary: PathBuf) -> Result<Self> {
+        Self::found(nodes, folder, binary, None).await
+    }
+
+    async fn found(
+        nodes: Vec<Node>,
+        folder: TempDir,
+        binary: PathBuf,
+        network: Option<Network>,
+    ) -> Result<Self> {
+        let path = folder.path().to_owned();
         let folder = Some(folder);
         let mut mesh = Self { nodes, folder, path, binary, keep: false, _network: network };
         let started = mesh.found_and_join().await;
@@ -202,8 +219,25 @@ impl Mesh {
     /// # Errors
     /// If it is refused.
     pub async fn deploy_at(&self, node: usize, snapshot_every: Duration) -> Result<DeployReply> {
+        let binary = self.binary.display().to_string();
+        self.deploy_text(node, &manifest(&[&binary, "tally"], &[], snapshot_every)).await
+    }
+
+    /// Has the first node deploy the service with this command and environment.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub async fn deploy_command(
+        &self,
+        command: &[&str],
+        environment: &[(&str, &str)],
+        snapshot_every: Duration,
+    ) -> Result<DeployReply> {
+        self.deploy_text(0, &manifest(command, environment, snapshot_every)).await
+    }
+
+    async fn deploy_text(&self, node: usize, text: &str) -> Result<DeployReply> {
         let at = self.nodes.get(node).context("no such node")?;
-        let text = manifest(&self.binary, snapshot_every);
         let deployment = flocker::manifest::parse("chaos", text.as_bytes(), &|_| None);
         let deployment =
             deployment.map_err(|fault| anyhow!("the harness deploys nonsense: {fault}"))?;
@@ -310,14 +344,18 @@ fn shown(status: &Status) -> String {
     text.unwrap_or_else(|error| format!("a status without JSON form: {error}"))
 }
 
-fn manifest(binary: &Path, snapshot_every: Duration) -> String {
-    // JSON strings are YAML strings: any path is quoted rightly.
-    let binary = serde_json::Value::from(binary.display().to_string());
+fn manifest(command: &[&str], environment: &[(&str, &str)], snapshot_every: Duration) -> String {
+    // JSON is YAML: anything is quoted rightly.
+    let command = serde_json::Value::from(command);
+    let environment: serde_json::Map<String, serde_json::Value> =
+        environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect();
+    let environment = serde_json::Value::from(environment);
     let every = snapshot_every.as_millis();
     format!(
         "services:
   tally:
-    command: [{binary}, tally]
+    command: {command}
+    environment: {environment}
     volumes: [\"{VOLUME}:/data\"]
     x-flocker:
       engine: process

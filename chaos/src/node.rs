@@ -37,6 +37,7 @@ pub struct Node {
     binary: PathBuf,
     environment: Vec<(String, OsString)>,
     options: Vec<OsString>,
+    launcher: Vec<OsString>,
     process: Option<Child>,
     paused: bool,
 }
@@ -53,6 +54,7 @@ impl Node {
             binary: binary.to_owned(),
             environment: Vec::new(),
             options: Vec::new(),
+            launcher: Vec::new(),
             process: None,
             paused: false,
         }
@@ -116,6 +118,27 @@ impl Node {
         self.options = options;
     }
 
+    /// Sets the program, with its arguments, that becomes the agent.
+    pub fn set_launcher(&mut self, launcher: Vec<OsString>) {
+        self.launcher = launcher;
+    }
+
+    /// Starts it again if it has ended by itself.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub async fn revive(&mut self) -> Result<()> {
+        let ended = match &mut self.process {
+            Some(process) => process.try_wait().context("cannot ask for the agent's end")?,
+            None => None,
+        };
+        if ended.is_some() {
+            self.process = None;
+            self.start(None)?;
+        }
+        self.wait_until_up().await.map(drop)
+    }
+
     /// Whether its process was started and neither killed nor stopped since.
     #[must_use]
     pub const fn is_started(&self) -> bool {
@@ -133,8 +156,11 @@ impl Node {
         std::fs::create_dir_all(&self.folder)
             .with_context(|| format!("cannot make {}", self.folder.display()))?;
         let output = self.log().open()?;
-        let mut command = Command::new(&self.binary);
+        let binary = self.binary.clone().into_os_string();
+        let mut words = self.launcher.iter().chain([&binary]);
+        let mut command = Command::new(words.next().context("no program")?);
         command
+            .args(words)
             .arg("up")
             .args(["--name", &self.name, "--region", &self.region])
             .arg("--state-dir")

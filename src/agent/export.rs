@@ -40,6 +40,10 @@ pub(super) async fn run(parts: &Arc<Parts>, request: ExportRequest) -> Result<Ex
             ApiError::new(ErrorCode::Usage, format!("{} is there already", path.display()))
                 .hint("name a folder that does not exist")
         }
+        Failed::Backend(BackendError::NoVolume(_)) => {
+            ApiError::not_found(format!("{} holds no copy of volume {name}", parts.name))
+                .hint("run this on a node that does: flocker volume ls -o wide")
+        }
         Failed::Backend(e) => ApiError::internal(e.to_string()),
     })
 }

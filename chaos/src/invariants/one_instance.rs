@@ -65,7 +65,11 @@ impl OneInstance {
 }
 
 /// As an epoch is written: the counter alone in generation 0, else `generation.counter`.
-fn parse(text: &str) -> Result<Epoch> {
+/// An epoch as a service finds it in its environment.
+///
+/// # Errors
+/// If the text is none.
+pub fn parse(text: &str) -> Result<Epoch> {
     let parsed = match text.split_once('.') {
         None => text.parse().ok().map(|counter| Epoch::new(0, counter)),
         Some((generation, counter)) => match (generation.parse(), counter.parse()) {
