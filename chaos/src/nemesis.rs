@@ -15,5 +15,6 @@
 pub mod beats;
 pub mod faults;
 pub mod hosts;
+pub mod probes;
 pub mod report;
 pub mod rounds;

@@ -129,7 +129,10 @@ impl Fault {
             | Self::CutFromMajority
             | Self::Mute
             | Self::Deaf
-            | Self::CutFromRegion => self.cut(&mut done, hosts, &others, one, master)?,
+            | Self::CutFromRegion => {
+                self.cut(&mut done, hosts, &others, one, master)?;
+                done.at = SystemClock.boot();
+            }
             Self::VoterKilledInGrant | Self::VoterDiskFull | Self::TwoCandidates => {
                 self.hinder(&mut done, mesh, hosts, (master, pick, one)).await?;
             }
@@ -154,6 +157,7 @@ impl Fault {
             }
             Self::AgentStopped => {
                 mesh.node_mut(master)?.pause()?;
+                done.at = SystemClock.boot();
                 done.stopped = Some(master);
                 done.lasts = LONG;
                 return Ok(());

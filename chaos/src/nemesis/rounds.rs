@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use flocker::api::Status;
-use flocker_base::BootTime;
 
 use super::beats;
 use super::faults::{self, Done, Fault, HOSTS};
 use super::hosts::{Hosts, address};
+use super::probes::Probes;
 use super::report::Report;
 use crate::clients::{Clients, Load};
-use crate::history::History;
 use crate::invariants::writes::account;
 use crate::mesh::{HOST, Mesh, PATIENCE, running_on, settled, since};
 use crate::node::Node;
@@ -85,16 +84,14 @@ async fn all(mesh: &mut Mesh, hosts: &Hosts, plan: Rounds, word: &str) -> Result
     let mut report = Report { fault: word.to_owned(), seed: plan.seed, ..Report::default() };
     for round in Plan::new(plan.seed, HOSTS.len()).take(plan.rounds as usize) {
         tokio::time::sleep(BEFORE + round.wait).await;
-        one(mesh, hosts, plan.fault, round.victim, &history, &mut report).await.with_context(
-            || {
-                format!(
-                    "{word}, round {} of seed {}; clients saw {:?}",
-                    round.number,
-                    plan.seed,
-                    history.reasons()
-                )
-            },
-        )?;
+        one(mesh, hosts, plan.fault, round.victim, &mut report).await.with_context(|| {
+            format!(
+                "{word}, round {} of seed {}; clients saw {:?}",
+                round.number,
+                plan.seed,
+                history.reasons()
+            )
+        })?;
         watch.check()?;
         report.beats = beats::judge(beats::read(&beats)?)?;
         report.rounds += 1;
@@ -119,7 +116,6 @@ async fn one(
     hosts: &Hosts,
     fault: Fault,
     pick: usize,
-    history: &History,
     report: &mut Report,
 ) -> Result<()> {
     let status = well(mesh).await?;
@@ -131,7 +127,7 @@ async fn one(
     }
     let done = fault.strike(mesh, hosts, master, pick).await.context("the fault")?;
     let moves = done.moves;
-    let took = served(history, &done).await?;
+    let took = served(mesh, &done).await?;
     let witness = (0..HOSTS.len()).find(|host| !done.out.contains(host)).context("no witness")?;
     if moves {
         let elsewhere = |s: &Status| running_on(s).is_some_and(|node| node != HOSTS[master].0);
@@ -153,15 +149,14 @@ async fn one(
     Ok(())
 }
 
-/// From the fault to the first answer, through any host that can be expected to serve, to a request
-/// sent after it.
-async fn served(history: &History, done: &Done) -> Result<u64> {
+/// From the fault to the first answer, through any host that can be expected to serve, to a client
+/// that asks after it.
+async fn served(mesh: &Mesh, done: &Done) -> Result<u64> {
+    let able = |(host, _): &(usize, &Node)| !done.out.contains(host);
+    let through = mesh.nodes().iter().enumerate().filter(able).map(|(_, node)| node.http());
+    let probes = Probes::start(through.collect());
     loop {
-        let first = history.first_acknowledged(done.at);
-        let able = |host: &usize| !done.out.contains(host);
-        let times = (0..HOSTS.len()).filter(able).filter_map(|host| first.get(HOSTS[host].0));
-        let after: Option<&BootTime> = times.min();
-        if let Some(at) = after {
+        if let Some(at) = probes.first() {
             return Ok(millis(at.saturating_since(done.at)));
         }
         ensure!(since(done.at) < millis(PATIENCE), "nobody serves after {} s", PATIENCE.as_secs());
