@@ -301,11 +301,17 @@ impl Drop for Mesh {
             std::thread::yield_now();
         }
         if let Some(folder) = self.folder.take()
-            && (self.keep || std::thread::panicking() || std::env::var_os(KEEP).is_some())
+            && (self.keep || std::thread::panicking() || keeps_all())
         {
             let _kept: PathBuf = folder.keep();
         }
     }
+}
+
+/// Whether folders are kept even if all was good.
+#[must_use]
+pub fn keeps_all() -> bool {
+    std::env::var_os(KEEP).is_some()
 }
 
 /// How many nodes a status shows as live.

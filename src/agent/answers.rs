@@ -230,6 +230,10 @@ async fn take_over(parts: &Arc<Parts>, volume: VolumeId) -> Result<Reply, ApiErr
         let error = ApiError::new(ErrorCode::CannotPlace, format!("{} is stopping", parts.name));
         return Err(error.hint("name another node"));
     }
+    if !parts.map.has_room() {
+        let text = format!("the disk of {} is full", parts.name);
+        return Err(ApiError::new(ErrorCode::CannotPlace, text).hint("free some of it"));
+    }
     parts.board().invited(volume);
     parts.wake.notify_one();
     let serving = parts.until_serving_here(volume, TAKEOVER).await;

@@ -73,6 +73,7 @@ pub(super) async fn run(
         }
         Step::Stop => stop(parts, volume.id).await,
         Step::TakeVote => take_vote(parts, volume).await,
+        Step::GiveUp { epoch } => give_up(parts, volume, epoch).await,
         Step::Discard { master } => discard(parts, volume, master).await,
         Step::KeepTail { epoch } => keep_tail(parts, volume, epoch).await,
         Step::Promote { epoch } => promote(parts, volume, epoch).await,
@@ -141,6 +142,18 @@ async fn keep_tail(parts: &Arc<Parts>, volume: &VolumeSpec, epoch: Epoch) -> Res
     }
     parts.promoted.clear(volume.id)?;
     parts.replicator.refresh(volume.id).await?;
+    Ok(())
+}
+
+/// Releases a volume that this node cannot work on, to whoever comes.
+async fn give_up(parts: &Parts, volume: &VolumeSpec, epoch: Epoch) -> Result<(), StepError> {
+    let text = format!(
+        "{} gives {} up: it cannot make its copy writable (see its log), and another may",
+        parts.name, volume.name
+    );
+    tracing::error!(volume = %volume.name, %epoch, "{text}");
+    parts.events.add(parts.clock.wall(), "volume.given-up", volume.name.as_str(), text);
+    parts.leases.release(volume.id, None).await?;
     Ok(())
 }
 

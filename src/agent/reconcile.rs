@@ -43,11 +43,28 @@ pub struct VolumeWorld<'a> {
     pub instance: Option<RunningInstance>,
     /// Whether a move or another exclusive operation has the volume in hand.
     pub in_hand: bool,
-    /// Not before this instant may a failed step be tried again.
-    pub retry_at: BootTime,
+    /// How the steps of this volume went.
+    pub tries: Tries,
+    /// Whether another live node holds a copy.
+    pub others_can: bool,
     /// This node's place in the order of those that may take over; 0 starts first.
     pub rank: u32,
 }
+
+/// How the steps of one volume went on this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tries {
+    /// Not before this instant may a failed step be tried again.
+    pub retry_at: BootTime,
+    /// Steps that failed in a row.
+    pub failures: u32,
+    /// Whether this node is in no state to work on it: its disk is full, or it gave the volume up
+    /// a moment ago.
+    pub unable: bool,
+}
+
+/// This many steps that fail in a row before the volume is writable here: another may do better.
+const MOST_FAILURES: u32 = 3;
 
 /// This node's lease on a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +141,11 @@ pub enum Step {
         /// The epoch whose tail it is.
         epoch: Epoch,
     },
+    /// Release the volume to whoever can make more of it.
+    GiveUp {
+        /// The epoch held.
+        epoch: Epoch,
+    },
     /// Give back the room of a copy that is no longer wanted here.
     Discard {
         /// The master, who says what it holds.
@@ -190,7 +212,8 @@ pub fn next_step(world: &VolumeWorld<'_>) -> Step {
             | Step::Discard { .. }
             | Step::TakeVote
     );
-    if repeated && world.now < world.retry_at { Step::Wait(world.retry_at) } else { step }
+    let retry_at = world.tries.retry_at;
+    if repeated && world.now < retry_at { Step::Wait(retry_at) } else { step }
 }
 
 fn as_master(world: &VolumeWorld<'_>, epoch: Epoch) -> Step {
@@ -202,13 +225,17 @@ fn as_master(world: &VolumeWorld<'_>, epoch: Epoch) -> Step {
             return Step::Stop;
         }
     }
+    let works = world.copy.promoted == Some(epoch);
+    if !works && world.others_can && world.tries.failures >= MOST_FAILURES {
+        return Step::GiveUp { epoch };
+    }
     if let Some(older) = world.copy.promoted.filter(|p| *p < epoch) {
         // Another was master in between: what is here and was not replicated is a branch.
         if world.others_epoch.is_some_and(|others| others > older && others < epoch) {
             return Step::KeepTail { epoch: older };
         }
     }
-    if world.copy.promoted != Some(epoch) {
+    if !works {
         return Step::Promote { epoch };
     }
     if world.service.is_some() && world.instance.is_none() {
@@ -279,7 +306,7 @@ fn reason_to_campaign(world: &VolumeWorld<'_>) -> Option<CampaignReason> {
     // A replica that has not received anything yet knows nothing: to lead it would be to lose all
     // that the master has. Before the first announcement there is nothing to lose.
     let knows_nothing = !world.copy.has_snapshot && world.copy.promoted.is_none();
-    if !holds_copy || (world.placement.is_some() && knows_nothing) {
+    if !holds_copy || world.tries.unable || (world.placement.is_some() && knows_nothing) {
         return None;
     }
     let by_itself = match world.spec.policy.failover {

@@ -43,7 +43,7 @@ pub(super) async fn own_report(parts: &Arc<Parts>) -> Report {
             held: parts.hands.grips(i.volume),
         })
         .collect();
-    Report { copies, instances }
+    Report { copies, instances, disk_full: !parts.map.has_room() }
 }
 
 fn copy_report(

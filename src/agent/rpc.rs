@@ -96,6 +96,9 @@ pub struct Report {
     pub copies: Vec<CopyReport>,
     /// Its services.
     pub instances: Vec<InstanceReport>,
+    /// Whether its disk is full: it leads nothing new then.
+    #[serde(default)]
+    pub disk_full: bool,
 }
 
 /// A copy of a volume on the reporting node.

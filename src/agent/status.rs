@@ -316,6 +316,13 @@ fn attention(
     for service in services.iter().filter(|s| s.state == ServiceState::Stopped) {
         say(Severity::Critical, format!("service {} runs nowhere", service.name), None);
     }
+    for (store, _) in sources.reports.iter().filter(|(_, report)| report.disk_full) {
+        let text = format!(
+            "the disk of node {} is full: it takes nothing over, and no changes of the map",
+            sources.name(*store)
+        );
+        say(Severity::Critical, text, None);
+    }
     for node in sources.nodes.iter().filter(|n| n.liveness == Liveness::Suspected) {
         say(Severity::Warning, format!("node {} does not answer", node.name), None);
     }

@@ -17,7 +17,7 @@ use super::executor::{self, StepError};
 use super::mender::{self, Mender};
 use super::parts::{Parts, locked};
 use super::reconcile::{
-    Lease, LocalCopy, Released, RunningInstance, Step, VolumeWorld, next_step, takeover_rank,
+    Lease, LocalCopy, Released, RunningInstance, Step, Tries, VolumeWorld, next_step, takeover_rank,
 };
 use super::story;
 
@@ -31,12 +31,19 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// The wait after a copy that is not wanted here could not be discarded.
 const KEPT_RETRY: Duration = Duration::from_secs(60);
 
+/// How long this node leaves to others what it could not work on.
+const GIVEN_UP_FOR: Duration = Duration::from_secs(60);
+
 /// The loop's own state.
 struct Loop {
     parts: Arc<Parts>,
     steps: JoinSet<(VolumeId, Result<(), StepError>)>,
     retries: HashMap<VolumeId, Retry>,
     mender: Mender,
+    /// Until when this node asks for nothing that it gave up.
+    given_up: HashMap<VolumeId, BootTime>,
+    /// Whether the disk has room.
+    has_room: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,8 +58,14 @@ pub(super) async fn run(
     events: &mut mpsc::Receiver<LeaseEvent>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut state =
-        Loop { parts, steps: JoinSet::new(), retries: HashMap::new(), mender: Mender::default() };
+    let mut state = Loop {
+        parts,
+        steps: JoinSet::new(),
+        retries: HashMap::new(),
+        mender: Mender::default(),
+        given_up: HashMap::new(),
+        has_room: true,
+    };
     let wake = Arc::clone(&state.parts.wake);
     let mut map = state.parts.map.watch();
     let mut exits = state.parts.engine.exits();
@@ -117,6 +130,7 @@ impl Loop {
             return self.wind_down();
         }
         self.mender.look(&self.parts);
+        self.has_room = self.parts.map.has_room();
         let view = self.parts.map_view();
         let mut duties = Vec::new();
         let mut seen = BTreeSet::new();
@@ -209,7 +223,7 @@ impl Loop {
         let world_parts = Arc::clone(&self.parts);
         let placement = world_parts.placement(spec.id);
         let service = world_parts.service_of(spec.id);
-        let retry_at = self.retries.get(&spec.id).map_or(BootTime::ZERO, |r| r.at);
+        let tries = self.tries(spec.id);
         let lease = world_parts.lease(spec.id);
         let world = observe(
             &world_parts,
@@ -217,7 +231,7 @@ impl Loop {
             placement.as_ref(),
             service.as_ref(),
             lease.as_ref(),
-            retry_at,
+            tries,
         );
         let step = next_step(&world);
         let fetch = world_parts.board().of(spec.id).behind;
@@ -230,7 +244,7 @@ impl Loop {
                     self.spawn(spec.id, move |parts| async move {
                         executor::fetch(&parts, id, from).await
                     });
-                } else if world_parts.now() >= retry_at && !world_parts.hands.grips(spec.id) {
+                } else if world_parts.now() >= tries.retry_at && !world_parts.hands.grips(spec.id) {
                     self.mend(spec, placement.as_ref());
                 }
             }
@@ -241,12 +255,21 @@ impl Loop {
             }
             Step::StandDown => world_parts.leases.stand_down(spec.id),
             step => {
+                if matches!(step, Step::GiveUp { .. }) {
+                    self.given_up.insert(spec.id, world_parts.now() + GIVEN_UP_FOR);
+                }
                 let spec = spec.clone();
                 self.spawn(spec.id, move |parts| async move {
                     executor::run(&parts, &spec, step).await
                 });
             }
         }
+    }
+
+    fn tries(&self, volume: VolumeId) -> Tries {
+        let retry = self.retries.get(&volume).copied().unwrap_or_default();
+        let given_up = self.given_up.get(&volume).is_some_and(|until| self.parts.now() < *until);
+        Tries { retry_at: retry.at, failures: retry.failures, unable: given_up || !self.has_room }
     }
 
     /// Brings where the volume is nearer to where it is wanted, if this node leads it.
@@ -312,7 +335,7 @@ fn observe<'a>(
     placement: Option<&'a Placement>,
     service: Option<&'a flocker_gossip::model::ServiceSpec>,
     lease: Option<&'a LeaseView>,
-    retry_at: BootTime,
+    tries: Tries,
 ) -> VolumeWorld<'a> {
     let signals = parts.board().of(spec.id);
     let last_master = placement.map_or(spec.birth.master, |p| p.holder);
@@ -364,7 +387,8 @@ fn observe<'a>(
             current: service.is_none_or(|s| parts.ready.is_current(s)),
         }),
         in_hand: parts.hands.grips(spec.id),
-        retry_at,
+        tries,
+        others_can: replicas.iter().any(|s| *s != parts.me && parts.lives(*s)),
         rank: takeover_rank(
             parts.me,
             last_master,

@@ -167,6 +167,19 @@ impl Hosts {
         Ok(())
     }
 
+    /// Saves what is on all disks into a folder, before they vanish.
+    ///
+    /// # Errors
+    /// If it cannot be copied.
+    pub fn save(&self, into: &Path) -> Result<()> {
+        std::fs::create_dir_all(into).context("cannot make a folder")?;
+        let into = into.display().to_string();
+        for host in &self.hosts {
+            run("cp", &["-r", &host.disk.display().to_string(), &into])?;
+        }
+        Ok(())
+    }
+
     /// Makes room on it again.
     ///
     /// # Errors
@@ -182,6 +195,8 @@ impl Drop for Hosts {
         for host in &mut self.hosts {
             drop(host.holder.kill());
             drop(host.holder.wait());
+            // Agents may still have files open there.
+            drop(run("umount", &["--lazy", &host.disk.display().to_string()]));
         }
     }
 }

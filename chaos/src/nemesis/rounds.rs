@@ -43,16 +43,18 @@ pub struct Rounds {
 /// # Errors
 /// What did not hold, in which round.
 pub async fn run(plan: Rounds, word: &str) -> Result<Report> {
-    let mesh = &mut *Box::pin(start()).await?;
-    let (mesh, hosts) = (&mut mesh.0, &mesh.1);
+    // The hosts go first: a folder with a disk in it does not go.
+    let (hosts, mut mesh) = *Box::pin(start()).await?;
+    let (hosts, mesh) = (&hosts, &mut mesh);
     let outcome = Box::pin(all(mesh, hosts, plan, word)).await;
-    if outcome.is_err() {
+    if outcome.is_err() || crate::mesh::keeps_all() {
         mesh.keep();
+        hosts.save(&mesh.folder().join("kept"))?;
     }
-    outcome.with_context(|| format!("logs and state are in {}", mesh.folder().display()))
+    outcome.with_context(|| format!("logs and state are in {}/kept", mesh.folder().display()))
 }
 
-async fn start() -> Result<Box<(Mesh, Hosts)>> {
+async fn start() -> Result<Box<(Hosts, Mesh)>> {
     let folder = tempfile::Builder::new().prefix("flocker-nemesis-").tempdir();
     let folder = folder.context("cannot make a folder")?;
     let binary = crate::binary::flocker()?;
@@ -66,7 +68,7 @@ async fn start() -> Result<Box<(Mesh, Hosts)>> {
         nodes.push(node);
     }
     let mesh = Mesh::of_nodes(nodes, folder, binary).await?;
-    Ok(Box::new((mesh, hosts)))
+    Ok(Box::new((hosts, mesh)))
 }
 
 async fn all(mesh: &mut Mesh, hosts: &Hosts, plan: Rounds, word: &str) -> Result<Report> {

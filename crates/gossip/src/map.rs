@@ -261,6 +261,12 @@ impl Map {
         self.change(0, |draft| draft.take_in(&key, None, record).map(drop))
     }
 
+    /// Whether the disk has the room that a change needs.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        room::check(&*self.inner.config.disk).is_ok()
+    }
+
     /// Merges a peer's records: those that are sound are on disk when this returns. They are not
     /// passed on to other peers.
     ///

@@ -65,7 +65,8 @@ fn world<'a>(spec: &'a VolumeSpec, me: StoreId) -> VolumeWorld<'a> {
         copy: LocalCopy { has_snapshot: true, promoted: None },
         instance: None,
         in_hand: false,
-        retry_at: BootTime::ZERO,
+        tries: Tries::default(),
+        others_can: true,
         rank: 0,
     }
 }
@@ -189,8 +190,50 @@ fn a_copy_that_the_newest_placement_does_not_name_is_discarded_and_no_other() {
     );
     let none = VolumeWorld { copy: LocalCopy::default(), ..left.clone() };
     assert_eq!(next_step(&none), Step::Rest);
-    let failed = VolumeWorld { retry_at: BootTime::from_millis(2_000), ..left };
+    let failed = VolumeWorld {
+        tries: Tries { retry_at: BootTime::from_millis(2_000), ..Tries::default() },
+        ..left
+    };
     assert_eq!(next_step(&failed), Step::Wait(BootTime::from_millis(2_000)));
+}
+
+#[test]
+fn a_master_that_cannot_make_its_copy_writable_gives_up_if_another_may() {
+    let spec = volume();
+    let there = placement(&spec, store(1), 1);
+    let epoch = Epoch::new(0, 2);
+    let mut now = VolumeWorld {
+        placement: Some(&there),
+        lease: Lease::Held { epoch },
+        ..world(&spec, store(2))
+    };
+    now.tries.failures = 2;
+    assert_eq!(next_step(&now), Step::Promote { epoch });
+    now.tries.failures = 3;
+    assert_eq!(next_step(&now), Step::GiveUp { epoch });
+    now.copy.promoted = Some(Epoch::new(0, 1));
+    assert_eq!(next_step(&now), Step::GiveUp { epoch }, "nor when it fails to keep a tail");
+    now.copy.promoted = Some(epoch);
+    assert_ne!(next_step(&now), Step::GiveUp { epoch }, "it works: only its service does not");
+    now.copy.promoted = None;
+    now.others_can = false;
+    assert_eq!(next_step(&now), Step::Promote { epoch }, "there is no other");
+}
+
+#[test]
+fn a_node_that_is_in_no_state_to_lead_does_not_ask() {
+    let spec = volume();
+    let there = placement(&spec, store(1), 1);
+    for me in [store(1), store(2)] {
+        let mut now = world(&spec, me);
+        now.placement = Some(&there);
+        now.master_silent = true;
+        assert!(matches!(next_step(&now), Step::Campaign { .. }));
+        now.tries.unable = true;
+        assert_eq!(next_step(&now), Step::Rest);
+        now.lease = Lease::Campaigning;
+        assert_eq!(next_step(&now), Step::StandDown);
+    }
 }
 
 #[test]
@@ -246,7 +289,7 @@ fn a_failed_step_waits_its_turn_but_a_kill_never_does() {
     let epoch = Epoch::new(0, 1);
     let mut now = world(&spec, store(1));
     now.service = Some(&service);
-    now.retry_at = BootTime::from_millis(5_000);
+    now.tries.retry_at = BootTime::from_millis(5_000);
     now.lease = Lease::Held { epoch };
     assert_eq!(next_step(&now), Step::Wait(BootTime::from_millis(5_000)));
     now.instance = Some(RunningInstance { epoch: Epoch::ZERO, ready: true, current: true });

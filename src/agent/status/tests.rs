@@ -110,9 +110,16 @@ fn sources() -> Sources {
         conflicts: Vec::new(),
         certificate: Vec::new(),
         reports: [
-            (store(1), Report { copies: vec![copy(head(9))], instances: Vec::new() }),
-            (store(2), Report { copies: vec![master], instances: vec![instance(service)] }),
-            (store(3), Report { copies: vec![copy(head(7))], instances: Vec::new() }),
+            (store(1), Report { copies: vec![copy(head(9))], ..Report::default() }),
+            (
+                store(2),
+                Report {
+                    copies: vec![master],
+                    instances: vec![instance(service)],
+                    ..Report::default()
+                },
+            ),
+            (store(3), Report { copies: vec![copy(head(7))], ..Report::default() }),
         ]
         .into(),
         operations: Vec::new(),
@@ -167,6 +174,34 @@ fn a_dead_master_is_an_election_and_a_branch_is_shown() {
     assert!(texts.iter().any(|t| t.contains("no master")), "{texts:?}");
     assert!(texts.iter().any(|t| t.contains("branch tail-2")), "{texts:?}");
     assert!(texts.iter().any(|t| t.contains("eu-2 does not answer")), "{texts:?}");
+}
+
+#[test]
+fn a_full_disk_needs_a_person() {
+    let mut sources = sources();
+    sources.reports.get_mut(&store(1)).expect("it reports").disk_full = true;
+    let status = build(&sources);
+    let said: Vec<_> = status.attention.iter().filter(|a| a.text.contains("is full")).collect();
+    assert_eq!(said.len(), 1, "{:?}", status.attention);
+    assert_eq!(said[0].severity, Severity::Critical);
+}
+
+#[test]
+fn a_volume_that_stays_in_its_region_says_when_nobody_there_could_take_over() {
+    let mut sources = sources();
+    let able = |sources: &Sources| build(sources).volumes[0].can_fail_over;
+    assert!(able(&sources));
+    sources.volumes[0].0.policy.failover = Failover::InRegion;
+    let master = build(&sources).volumes[0].master.clone().expect("a master");
+    let home = sources.nodes.iter().find(|n| n.name == master).expect("known").region.clone();
+    let near = sources.nodes.iter().filter(|n| n.region == home && n.name != master).count();
+    assert_eq!(able(&sources), near > 0);
+    for node in sources.nodes.iter_mut().filter(|n| n.name != master) {
+        node.region = name("elsewhere");
+    }
+    let volume = &build(&sources).volumes[0];
+    assert!(!volume.can_fail_over);
+    assert!(volume.why_not.as_ref().is_some_and(|why| why.contains("in-region")), "{volume:?}");
 }
 
 #[test]
