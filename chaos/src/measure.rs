@@ -1,5 +1,6 @@
-//! Measures the agents' gossip beside `serf`'s, in one run, and gives the ratios. It judges
-//! nothing by absolute times and changes nothing outside its own folder and namespaces.
+//! Measures agents beside peers in one run, and gives the ratios: their gossip beside `serf`'s (below),
+//! and how soon another takes over beside etcd and ZooKeeper ([`takeover`]). It judges nothing by
+//! absolute times and changes nothing outside its own folder and namespaces.
 //!
 //! ```text
 //!   bin/measure ─▶ run ─▶ host (ours)  in a network and process namespace ─▶ `flocker up` x N
@@ -21,6 +22,7 @@ pub mod report;
 pub mod rounds;
 pub mod run;
 pub mod said;
+pub mod takeover;
 
 use std::time::Duration;
 

@@ -50,17 +50,29 @@ impl Mesh {
     /// # Errors
     /// As for [`Self::start`].
     pub async fn start_with(of: &[(&str, &str)], options: &[&str]) -> Result<Self> {
-        let binary = binary::flocker()?;
+        Self::start_in(&std::env::temp_dir(), of, options, &binary::flocker()?).await
+    }
+
+    /// The same in a new folder of this one, with this binary.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub async fn start_in(
+        folder: &Path,
+        of: &[(&str, &str)],
+        options: &[&str],
+        binary: &Path,
+    ) -> Result<Self> {
         let network = Network::claim(u8::try_from(of.len()).context("too many nodes")?)?;
-        let folder = tempfile::Builder::new().prefix("flocker-chaos-").tempdir();
+        let folder = tempfile::Builder::new().prefix("flocker-chaos-").tempdir_in(folder);
         let folder = folder.context("cannot make a folder for the mesh")?;
         let path = folder.path();
         let nodes = of.iter().zip(1..).map(|((name, region), host)| {
-            let mut node = Node::new(name, region, network.address(host), path, &binary);
+            let mut node = Node::new(name, region, network.address(host), path, binary);
             node.set_options(options.iter().map(Into::into).collect());
             node
         });
-        Self::found(nodes.collect(), folder, binary, Some(network)).await
+        Self::found(nodes.collect(), folder, binary.to_owned(), Some(network)).await
     }
 
     /// One of these nodes, whose folders are in this one.

@@ -161,6 +161,9 @@ async fn stop(parts: &Parts, plan: &Move) -> Result<(), ApiError> {
 }
 
 async fn release(parts: &Parts, plan: &Move) -> Result<(), ApiError> {
+    let text =
+        format!("{} gives {} to {}", parts.name, plan.volume.name, parts.name_of(plan.target));
+    parts.events.add(parts.clock.wall(), "lease.given", plan.volume.name.as_str(), text);
     let released = parts.leases.release(plan.volume.id, Some(plan.target)).await;
     released.map(drop).map_err(|e| {
         ApiError::new(ErrorCode::Fenced, format!("cannot hand {} over: {e}", plan.volume.name))

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use flocker_chaos::measure::agents::Whose;
 use flocker_chaos::measure::host::{self, HostOptions};
 use flocker_chaos::measure::run::{self, Plan};
+use flocker_chaos::measure::takeover;
 
 /// Measures flocker beside a peer, in one run on this machine, and gives the ratios.
 #[derive(Debug, Parser)]
@@ -26,6 +27,11 @@ enum What {
     /// Starts both meshes in network and process namespaces of their own and asks them in turns.
     /// Needs `serf`, `unshare` and `ip`, and 30 MiB for each agent. Ctrl-C ends everything.
     Gossip(Gossip),
+    /// How soon another takes over, beside etcd's lease and ZooKeeper's session of the same length.
+    ///
+    /// Three servers of each, side by side on loopback addresses. Needs Debian's packages etcd-server,
+    /// etcd-client and zookeeper, and 1 GiB of memory. Ctrl-C ends everything.
+    Takeover(Takeover),
     /// Holds one mesh; `gossip` starts it.
     #[command(hide = true)]
     Host(Host),
@@ -60,6 +66,25 @@ struct Gossip {
 }
 
 #[derive(Debug, Args)]
+struct Takeover {
+    /// The length of leases and sessions, in milliseconds.
+    #[arg(long, default_value_t = 3_000)]
+    lease: u64,
+    /// How often who holds is killed.
+    #[arg(long, default_value_t = 30)]
+    kills: usize,
+    /// How often who holds gives up by wish.
+    #[arg(long, default_value_t = 30)]
+    handoffs: usize,
+    /// Where all keep their state.
+    #[arg(long, default_value_os_t = std::env::temp_dir())]
+    folder: PathBuf,
+    /// Print the document instead of the table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct Host {
     #[arg(long)]
     whose: WhoseWord,
@@ -84,6 +109,7 @@ fn main() -> ExitCode {
         runtime.block_on(Box::pin(async move {
             match arguments.what {
                 What::Gossip(gossip) => measure(gossip).await,
+                What::Takeover(takeover) => measure_takeover(takeover).await,
                 What::Host(host) => hold(host).await,
             }
         }))
@@ -113,6 +139,27 @@ async fn measure(gossip: Gossip) -> Result<()> {
         _told = tokio::signal::ctrl_c() => bail!("interrupted: every agent was ended"),
     };
     let text = if gossip.json {
+        serde_json::to_string_pretty(&report).context("cannot write the document")?
+    } else {
+        report.table()
+    };
+    print(&text);
+    Ok(())
+}
+
+async fn measure_takeover(wanted: Takeover) -> Result<()> {
+    let plan = takeover::Plan {
+        lease: Duration::from_millis(wanted.lease),
+        kills: wanted.kills,
+        handoffs: wanted.handoffs,
+        folder: wanted.folder,
+        binary: binary()?,
+    };
+    let report = tokio::select! {
+        report = Box::pin(takeover::run(&plan)) => report?,
+        _told = tokio::signal::ctrl_c() => bail!("interrupted: everything was ended"),
+    };
+    let text = if wanted.json {
         serde_json::to_string_pretty(&report).context("cannot write the document")?
     } else {
         report.table()

@@ -48,6 +48,10 @@ fn instance(service: ServiceId) -> InstanceReport {
     }
 }
 
+fn report(copy: CopyReport, instances: Vec<InstanceReport>) -> Report {
+    Report { copies: vec![copy], instances, disk_full: false }
+}
+
 fn sources() -> Sources {
     let volume = VolumeId::new(WallTime::from_millis(1), [1; 10]);
     let service = ServiceId::new(WallTime::from_millis(1), [2; 10]);
@@ -110,16 +114,9 @@ fn sources() -> Sources {
         conflicts: Vec::new(),
         certificate: Vec::new(),
         reports: [
-            (store(1), Report { copies: vec![copy(head(9))], ..Report::default() }),
-            (
-                store(2),
-                Report {
-                    copies: vec![master],
-                    instances: vec![instance(service)],
-                    ..Report::default()
-                },
-            ),
-            (store(3), Report { copies: vec![copy(head(7))], ..Report::default() }),
+            (store(1), report(copy(head(9)), Vec::new())),
+            (store(2), report(master, vec![instance(service)])),
+            (store(3), report(copy(head(7)), Vec::new())),
         ]
         .into(),
         operations: Vec::new(),
