@@ -84,6 +84,8 @@ pub struct Instance {
     pub started: BootTime,
     /// Whether it is frozen now.
     pub frozen: bool,
+    /// Whether it was found frozen, and is held until its lease is known to stand.
+    pub held_for_lease: bool,
 }
 
 /// Why a service is held frozen. It runs again only when no hold is left, so that the end of a
@@ -238,8 +240,7 @@ pub trait Engine: Send + Sync {
     async fn instances(&self) -> Vec<Instance>;
 
     /// Stops every thread of the service and returns when they all stand. May wait for a few
-    /// milliseconds. When that fails, a hold for a snapshot is undone; one for a lease stays, and
-    /// the caller kills.
+    /// milliseconds. When that fails the hold stays: the caller thaws, disowns or kills.
     ///
     /// # Errors
     /// [`EngineError::NotHere`], [`EngineError::Stuck`] or [`EngineError::System`].
@@ -250,6 +251,12 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// [`EngineError::NotHere`] or [`EngineError::System`].
     fn thaw(&self, service: ServiceId, hold: Hold) -> Result<(), EngineError>;
+
+    /// Forgets this hold and leaves the service as it is: it is another's now to let it run on.
+    ///
+    /// # Errors
+    /// [`EngineError::NotHere`].
+    fn disown(&self, service: ServiceId, hold: Hold) -> Result<(), EngineError>;
 
     /// Asks it to end, and kills it when the grace is over. A service held for its lease is killed
     /// at once, for it may not run another instruction. Returns when nothing of it is left.

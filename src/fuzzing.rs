@@ -101,7 +101,8 @@ fn guards() -> Vec<Vec<u8>> {
         (Epoch::new(4, 5), BootTime::from_millis(6), BootTime::NEVER);
     let group = ProcessGroup { service, leader: 2, start_ticks: 3 };
     let protected = Protected { group, epoch, freeze_at, deadline };
-    let extension = Extension { service, epoch, freeze_at, deadline, keep_frozen: true };
+    let extension =
+        Extension { service, epoch, freeze_at, deadline, keep_frozen: true, resume: false };
     let requests = [
         wire::Request::Hello(Incarnation(9)),
         wire::Request::Protect(protected),

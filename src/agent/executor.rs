@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use flocker_base::{Epoch, ServiceId, StoreId, VolumeId};
-use flocker_gossip::lease::LeaseError;
+use flocker_base::{Clock, Epoch, ServiceId, StoreId, VolumeId};
+use flocker_gossip::lease::{LeaseError, Leases};
 use flocker_gossip::map::MapError;
 use flocker_gossip::model::{Placement, PlacementState, VolumeSpec};
 use flocker_replicate::{BackendError, Destroy, Keep, Quiesce, ReplicateError, Still};
@@ -316,11 +316,18 @@ fn still_held(parts: &Parts, volume: VolumeId, epoch: Epoch) -> Result<(), StepE
 }
 
 /// How to hold a volume's service still for the end of a snapshot.
-pub(super) fn quiesce(parts: &Parts, service: Option<ServiceId>) -> Arc<dyn Quiesce> {
+pub(super) fn quiesce(
+    parts: &Parts,
+    volume: VolumeId,
+    service: Option<ServiceId>,
+) -> Arc<dyn Quiesce> {
     match service {
         Some(service) => Arc::new(Freezer {
             engine: Arc::clone(&parts.engine),
             snapshotting: Arc::clone(&parts.snapshotting),
+            leases: parts.leases.clone(),
+            clock: Arc::clone(&parts.clock),
+            volume,
             service,
         }),
         None => Arc::new(Still),
@@ -330,7 +337,26 @@ pub(super) fn quiesce(parts: &Parts, service: Option<ServiceId>) -> Arc<dyn Quie
 struct Freezer {
     engine: Arc<dyn Engine>,
     snapshotting: Arc<Mutex<HashSet<ServiceId>>>,
+    leases: Leases,
+    clock: Arc<dyn Clock>,
+    volume: VolumeId,
     service: ServiceId,
+}
+
+impl Freezer {
+    /// Lets the service run on if its lease stands. If not, it stays as it is: the guard, who has it
+    /// frozen for that, lets it run on if the lease is renewed.
+    fn let_go(&self) -> Result<(), EngineError> {
+        let held = self.leases.view(self.volume).and_then(|view| view.held);
+        let stands = held.is_some_and(|held| {
+            self.leases.holds(self.volume, held.epoch, self.clock.boot()).is_some()
+        });
+        if stands {
+            self.engine.thaw(self.service, Hold::Snapshot)
+        } else {
+            self.engine.disown(self.service, Hold::Snapshot)
+        }
+    }
 }
 
 impl std::fmt::Debug for Freezer {
@@ -348,7 +374,7 @@ impl Quiesce for Freezer {
             Ok(()) | Err(EngineError::NotHere { .. }) => true,
             Err(error) => {
                 tracing::warn!(%error, "the snapshot is taken without freezing the service");
-                locked(&self.snapshotting).remove(&self.service);
+                self.thaw();
                 false
             }
         }
@@ -356,7 +382,7 @@ impl Quiesce for Freezer {
 
     fn thaw(&self) {
         locked(&self.snapshotting).remove(&self.service);
-        match self.engine.thaw(self.service, Hold::Snapshot) {
+        match self.let_go() {
             Ok(()) | Err(EngineError::NotHere { .. }) => {}
             Err(error) => tracing::error!(%error, "cannot thaw a service after a snapshot"),
         }

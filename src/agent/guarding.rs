@@ -16,7 +16,7 @@ use super::parts::{Parts, locked};
 use crate::api::{ApiError, ErrorCode};
 use crate::cli::options::UpOptions;
 use crate::engine::process::{ProcessConfig, ProcessEngine};
-use crate::engine::{Hold, Launch, LaunchGate, ProcessGroup};
+use crate::engine::{Hold, Instance, Launch, LaunchGate, ProcessGroup};
 use crate::guard::{ClientConfig, Extension, Guard, GuardError, Protected};
 use crate::supervisor::Supervisor;
 
@@ -141,7 +141,8 @@ pub(super) async fn run(
                         until.saturating_sub(fencing.freeze_lead)
                     },
                     deadline: until,
-                    keep_frozen: locked(&parts.snapshotting).contains(&instance.service),
+                    keep_frozen: snapshotting(&parts, instance.service),
+                    resume: is_adopted(&parts, instance),
                 })
             })
             .collect();
@@ -150,7 +151,7 @@ pub(super) async fn run(
         }
         match parts.guard.extend(extensions).await {
             Ok(unmoved) => {
-                thaw_adopted(&parts, &unmoved);
+                disown_adopted(&parts, &unmoved);
                 for service in unmoved {
                     tracing::debug!(%service, "the guard has no deadline to move for it");
                 }
@@ -161,18 +162,26 @@ pub(super) async fn run(
     }
 }
 
+fn snapshotting(parts: &Parts, service: ServiceId) -> bool {
+    locked(&parts.snapshotting).contains(&service)
+}
+
+fn is_adopted(parts: &Parts, instance: &Instance) -> bool {
+    instance.held_for_lease && !snapshotting(parts, instance.service)
+}
+
 /// A service that was found frozen when this agent started is held for its lease. Its deadline has
-/// moved, so the lease stands: it runs on.
-fn thaw_adopted(parts: &Parts, unmoved: &[ServiceId]) {
-    let frozen: Vec<_> = locked(&parts.instances)
+/// moved, so the lease stood, and the guard has let it run on: this agent never does, for by the time
+/// that it comes to it the lease may have ended.
+fn disown_adopted(parts: &Parts, unmoved: &[ServiceId]) {
+    let adopted: Vec<_> = locked(&parts.instances)
         .iter()
-        .filter(|i| i.frozen && !unmoved.contains(&i.service))
-        .filter(|i| parts.holds(i.volume) == Some(i.epoch))
+        .filter(|i| is_adopted(parts, i) && !unmoved.contains(&i.service))
         .map(|i| i.service)
         .collect();
-    for service in frozen {
-        if let Err(error) = parts.engine.thaw(service, Hold::Lease) {
-            tracing::warn!(%service, %error, "cannot thaw a service whose lease stands");
+    for service in adopted {
+        if let Err(error) = parts.engine.disown(service, Hold::Lease) {
+            tracing::warn!(%service, %error, "cannot let go of a service whose lease stands");
         }
     }
 }

@@ -215,7 +215,7 @@ impl Loop {
             epoch,
             interval: spec.policy.snapshot_interval,
             targets,
-            quiesce: executor::quiesce(&self.parts, service),
+            quiesce: executor::quiesce(&self.parts, spec.id, service),
         })
     }
 

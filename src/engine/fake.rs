@@ -158,6 +158,7 @@ impl Engine for FakeEngine {
             address: SocketAddr::new(launch.host, port),
             started: self.clock.boot(),
             frozen: false,
+            held_for_lease: false,
         };
         let faked =
             Faked { launch: launch.clone(), instance: instance.clone(), holds: BTreeSet::new() };
@@ -178,6 +179,12 @@ impl Engine for FakeEngine {
 
     fn thaw(&self, service: ServiceId, hold: Hold) -> Result<(), EngineError> {
         self.check(Operation::Thaw, service)?;
+        self.hold(service, |holds| {
+            holds.remove(&hold);
+        })
+    }
+
+    fn disown(&self, service: ServiceId, hold: Hold) -> Result<(), EngineError> {
         self.hold(service, |holds| {
             holds.remove(&hold);
         })

@@ -317,16 +317,12 @@ impl Engine for ProcessEngine {
     }
 
     fn thaw(&self, service: ServiceId, hold: Hold) -> Result<(), EngineError> {
-        let running = self.inner.running(service)?;
-        running.thaw(hold)?;
-        // Only a lease's end freezes a control group.
-        match self.inner.cgroup(&running).filter(|_| hold == Hold::Lease) {
-            Some(cgroup) => {
-                let action = "thaw";
-                cgroup.thaw().map_err(|source| EngineError::System { action, service, source })
-            }
-            None => Ok(()),
-        }
+        self.inner.running(service)?.thaw(hold)
+    }
+
+    fn disown(&self, service: ServiceId, hold: Hold) -> Result<(), EngineError> {
+        self.inner.running(service)?.disown(hold);
+        Ok(())
     }
 
     async fn stop(&self, service: ServiceId, grace: Duration) -> Result<Exit, EngineError> {

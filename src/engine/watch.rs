@@ -108,6 +108,7 @@ impl Running {
             address: self.record.address,
             started: self.record.started,
             frozen: !self.holds().is_empty() || self.group().is_frozen(),
+            held_for_lease: self.holds().contains(&Hold::Lease),
         }
     }
 
@@ -129,9 +130,6 @@ impl Running {
             }
             look_again(FREEZE_LOOK);
         }
-        if hold == Hold::Snapshot {
-            self.lift(&mut holds, hold)?;
-        }
         let (service, pid) = (self.record.launch.service, self.record.pid);
         Err(EngineError::Stuck { service, pid, action: "freeze", within: limit })
     }
@@ -139,6 +137,10 @@ impl Running {
     pub(super) fn thaw(&self, hold: Hold) -> Result<(), EngineError> {
         let mut holds = self.holds();
         self.lift(&mut holds, hold)
+    }
+
+    pub(super) fn disown(&self, hold: Hold) {
+        self.holds().remove(&hold);
     }
 
     fn lift(&self, holds: &mut BTreeSet<Hold>, hold: Hold) -> Result<(), EngineError> {

@@ -387,6 +387,6 @@ impl Extension {
     #[must_use]
     pub const fn of(protected: &Protected, freeze_at: BootTime, deadline: BootTime) -> Self {
         let (service, epoch) = (protected.group.service, protected.epoch);
-        Self { service, epoch, freeze_at, deadline, keep_frozen: false }
+        Self { service, epoch, freeze_at, deadline, keep_frozen: false, resume: false }
     }
 }

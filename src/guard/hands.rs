@@ -38,12 +38,26 @@ impl Hands {
     }
 
     /// A control group is thawed in any case: what the engine holds, it holds by signals.
-    pub(super) fn thaw(&self, group: &ProcessGroup, keep_frozen: bool) -> io::Result<Sent> {
-        match self.cgroup(group) {
-            Some(cgroup) => cgroup.thaw().map(|()| Sent::Delivered),
-            None if keep_frozen => Ok(Sent::NothingOfOurs),
-            None => group.signal(Signal::CONT),
+    pub(super) fn thaw(
+        &self,
+        group: &ProcessGroup,
+        keep_frozen: bool,
+        resume: bool,
+    ) -> io::Result<Sent> {
+        let cgroup = self.cgroup(group);
+        if let Some(cgroup) = &cgroup {
+            cgroup.thaw()?;
         }
+        match cgroup {
+            Some(_) if keep_frozen || !resume => Ok(Sent::Delivered),
+            None if keep_frozen => Ok(Sent::NothingOfOurs),
+            _ => group.signal(Signal::CONT),
+        }
+    }
+
+    /// Whether its control group, if it has one, is frozen.
+    pub(super) fn is_frozen(&self, group: &ProcessGroup) -> bool {
+        self.cgroup(group).is_some_and(|cgroup| cgroup.is_frozen())
     }
 
     pub(super) fn kill(&self, group: &ProcessGroup) -> io::Result<Sent> {

@@ -46,8 +46,9 @@ pub(super) fn run(options: &GuardOptions) -> anyhow::Result<()> {
     let _lock = take_lock(folder)?;
     let notes = Notes::start(folder.clone()).context("cannot start a thread")?;
     stand_apart(&notes);
-    let table = restore(folder, &notes).context("cannot read /proc")?;
+    let mut table = restore(folder, &notes).context("cannot read /proc")?;
     let hands = Hands::new(folder);
+    table.note_frozen(|group| hands.is_frozen(group));
     notes.say(format!("services are frozen by {}", hands.name()));
     let listener = listen(folder)?;
     let timer = rustix::time::timerfd_create(
@@ -349,8 +350,9 @@ impl Shell {
                     }
                     (protected, self.hands.freeze(&protected.group), first.then_some("froze"))
                 }
-                Action::Thaw { protected, keep_frozen } => {
-                    (protected, self.hands.thaw(&protected.group, *keep_frozen), Some("thawed"))
+                Action::Thaw { protected, keep_frozen, resume } => {
+                    let thawed = self.hands.thaw(&protected.group, *keep_frozen, *resume);
+                    (protected, thawed, Some("thawed"))
                 }
                 Action::Kill { protected, first } => {
                     if *first {

@@ -36,6 +36,8 @@ pub enum Action {
         protected: Protected,
         /// The engine holds it for a reason of its own.
         keep_frozen: bool,
+        /// It was found stopped, by whom nobody knows.
+        resume: bool,
     },
     /// Kill it, and tell the table once it is gone.
     Kill {
@@ -107,6 +109,16 @@ impl Table {
     pub const fn with_frozen_limit(mut self, limit: Duration) -> Self {
         self.frozen_limit = limit;
         self
+    }
+
+    /// Notes those that are found frozen: the guard before may have died before it could.
+    pub fn note_frozen(&mut self, is_frozen: impl Fn(&ProcessGroup) -> bool) {
+        let running = self.held.iter_mut().filter(|(_, held)| held.phase == Phase::Running);
+        for (group, held) in running {
+            if is_frozen(group) {
+                held.phase = Phase::Frozen;
+            }
+        }
     }
 
     /// The newest agent seen.
@@ -239,11 +251,11 @@ impl Table {
             let old = &mut held.protected;
             old.freeze_at = old.freeze_at.max(wanted.freeze_at);
             old.deadline = old.deadline.max(wanted.deadline);
-            if held.phase == Phase::Frozen && now < old.freeze_at {
+            if now < old.freeze_at && (held.phase == Phase::Frozen || wanted.resume) {
                 held.phase = Phase::Running;
                 held.overdue = false;
-                let (protected, keep_frozen) = (held.protected, wanted.keep_frozen);
-                actions.push(Action::Thaw { protected, keep_frozen });
+                let Extension { keep_frozen, resume, .. } = *wanted;
+                actions.push(Action::Thaw { protected: held.protected, keep_frozen, resume });
             }
         }
         any

@@ -55,6 +55,9 @@ pub struct Extension {
     pub deadline: BootTime,
     /// The engine holds the service frozen for a reason of its own: do not thaw it.
     pub keep_frozen: bool,
+    /// It was found stopped, by whom nobody knows: let it run on if its time has not come. Only the
+    /// guard may do so, for it looks at the clock as it does.
+    pub resume: bool,
 }
 
 /// How a protected service stands.
@@ -256,7 +259,7 @@ fn put_extension(out: &mut Vec<u8>, extension: &Extension) {
     put_epoch(out, extension.epoch);
     out.extend(nanos(extension.freeze_at).to_le_bytes());
     out.extend(nanos(extension.deadline).to_le_bytes());
-    out.push(u8::from(extension.keep_frozen));
+    out.push(u8::from(extension.keep_frozen) | u8::from(extension.resume) << 1);
 }
 
 /// Takes values from the front.
@@ -319,17 +322,14 @@ impl<'a> Reader<'a> {
     }
 
     fn extension(&mut self) -> Result<Extension, WireError> {
-        Ok(Extension {
-            service: self.service()?,
-            epoch: self.epoch()?,
-            freeze_at: self.instant()?,
-            deadline: self.instant()?,
-            keep_frozen: match self.take()? {
-                [0] => false,
-                [1] => true,
-                _ => return Err(WireError::Malformed),
-            },
-        })
+        let (service, epoch) = (self.service()?, self.epoch()?);
+        let (freeze_at, deadline) = (self.instant()?, self.instant()?);
+        let [flags] = self.take()?;
+        if flags > 3 {
+            return Err(WireError::Malformed);
+        }
+        let (keep_frozen, resume) = (flags & 1 != 0, flags & 2 != 0);
+        Ok(Extension { service, epoch, freeze_at, deadline, keep_frozen, resume })
     }
 
     fn phase(&mut self) -> Result<Phase, WireError> {

@@ -87,6 +87,7 @@ async fn agent() {
                 freeze_at: deadline.saturating_sub(FREEZE_LEAD),
                 deadline,
                 keep_frozen: false,
+                resume: false,
             };
             if guard.extend(vec![extension]).await.expect("extends").is_empty() {
                 let text = format!("{} {}", instance.pid, deadline.since_boot().as_millis());

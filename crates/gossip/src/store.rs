@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flocker_base::{Incarnation, StoreId, WallTime, durable};
 use redb::{
@@ -112,6 +113,7 @@ pub struct StateDb {
     path: PathBuf,
     store: StoreId,
     incarnation: Incarnation,
+    writes: Arc<AtomicU64>,
 }
 
 impl StateDb {
@@ -137,7 +139,8 @@ impl StateDb {
         }
         let database = open_database(path, CACHE_BYTES, true)?;
         let (store, incarnation) = start(&database, path)?;
-        Ok(Self { database: Arc::new(database), path: path.to_owned(), store, incarnation })
+        let (database, path) = (Arc::new(database), path.to_owned());
+        Ok(Self { database, path, store, incarnation, writes: Arc::default() })
     }
 
     /// The id that the store was born with.
@@ -170,7 +173,14 @@ impl StateDb {
     /// # Errors
     /// [`StoreError::Fatal`].
     pub fn begin(&self) -> Result<WriteTransaction, StoreError> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
         begin(&self.database, &self.path)
+    }
+
+    /// How many write transactions were begun since it was opened. Each is synced twice.
+    #[must_use]
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Relaxed)
     }
 
     /// A small value that an earlier [`StateDb::set_meta`] kept.

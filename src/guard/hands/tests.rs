@@ -52,9 +52,9 @@ fn what_is_stopped_stands_still_and_what_runs_or_is_gone_does_not() {
     assert_eq!(moving(), [protected]);
     HANDS.freeze(&protected.group).expect("stops");
     until(|| moving().is_empty());
-    assert_eq!(HANDS.thaw(&protected.group, true).expect("kept"), Sent::NothingOfOurs);
+    assert_eq!(HANDS.thaw(&protected.group, true, false).expect("kept"), Sent::NothingOfOurs);
     assert_eq!(moving(), []);
-    HANDS.thaw(&protected.group, false).expect("continues");
+    HANDS.thaw(&protected.group, false, false).expect("continues");
     until(|| moving() == [protected]);
     HANDS.kill(&protected.group).expect("kills");
     running.0.wait().expect("ended");

@@ -29,6 +29,7 @@ fn extension(service: u8, counter: u64, freeze: u64, deadline: u64) -> Extension
         freeze_at: at(freeze),
         deadline: at(deadline),
         keep_frozen: false,
+        resume: false,
     }
 }
 
@@ -101,7 +102,10 @@ fn what_stands_still_past_its_deadline_is_looked_at_and_goes_on_if_its_lease_doe
     assert_eq!(d.actions, []);
     d.ask(30_000, &Request::Extend(vec![extension(1, 1, 32_000, 32_500)]));
     let on = Protected { freeze_at: at(32_000), deadline: at(32_500), ..p };
-    assert_eq!(d.actions.last(), Some(&Action::Thaw { protected: on, keep_frozen: false }));
+    assert_eq!(
+        d.actions.last(),
+        Some(&Action::Thaw { protected: on, keep_frozen: false, resume: false })
+    );
     assert_eq!(d.tick(31_999), []);
     assert_eq!(d.tick(32_000), [freeze(on, true)]);
 }
@@ -152,14 +156,40 @@ fn an_extension_thaws_the_same_epoch_alone() {
     let right = Request::Extend(vec![extension(1, 1, 2000, 2500)]);
     assert_eq!(d.ask(1110, &right), Reply::Extended(vec![]));
     let later = Protected { freeze_at: at(2000), deadline: at(2500), ..p };
-    assert_eq!(d.actions, [Action::Thaw { protected: later, keep_frozen: false }]);
+    assert_eq!(d.actions, [Action::Thaw { protected: later, keep_frozen: false, resume: false }]);
     assert_eq!(d.tick(1999), []);
     assert_eq!(d.tick(2000), [freeze(later, true)]);
     let held = Extension { keep_frozen: true, ..extension(1, 1, 3000, 3500) };
     d.ask(2010, &Request::Extend(vec![held]));
     let held = Protected { freeze_at: at(3000), deadline: at(3500), ..p };
-    assert_eq!(d.actions, [Action::Thaw { protected: held, keep_frozen: true }]);
+    assert_eq!(d.actions, [Action::Thaw { protected: held, keep_frozen: true, resume: false }]);
     assert_eq!(d.table.next_deadline(), at(3000));
+}
+
+#[test]
+fn what_was_found_stopped_is_resumed_in_time_alone() {
+    let mut d = Driven::default();
+    let p = protected(1, 1000, 1500);
+    d.ask(0, &Request::Protect(p));
+    let resume = |freeze, kill| Extension { resume: true, ..extension(1, 1, freeze, kill) };
+    d.ask(500, &Request::Extend(vec![resume(2000, 2500)]));
+    let later = Protected { freeze_at: at(2000), deadline: at(2500), ..p };
+    assert_eq!(d.actions, [Action::Thaw { protected: later, keep_frozen: false, resume: true }]);
+    d.tick(2000);
+    d.ask(2100, &Request::Extend(vec![resume(2000, 2500)]));
+    let thawed = d.actions.iter().any(|action| matches!(action, Action::Thaw { .. }));
+    assert!(!thawed, "its time has come: {:?}", d.actions);
+}
+
+#[test]
+fn what_a_guard_before_left_frozen_is_thawed_by_the_next_extension() {
+    let p = protected(1, 1000, 1500);
+    let mut table = Table::restored(Incarnation(4), vec![(p, Phase::Running)]);
+    table.note_frozen(|group| *group == p.group);
+    let mut actions = Vec::new();
+    let extend = Request::Extend(vec![extension(1, 1, 2000, 2500)]);
+    table.step(at(500), Event::Asked(Incarnation(4), &extend), &mut actions);
+    assert!(matches!(actions.last(), Some(Action::Thaw { .. })), "{actions:?}");
 }
 
 #[test]

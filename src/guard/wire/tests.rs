@@ -20,6 +20,7 @@ fn extension() -> Extension {
         freeze_at: BootTime::from_duration(Duration::from_nanos(6)),
         deadline: BootTime::from_duration(Duration::from_nanos(7)),
         keep_frozen: true,
+        resume: false,
     }
 }
 

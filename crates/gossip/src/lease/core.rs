@@ -87,9 +87,25 @@ impl LeaseCore {
 
     /// Takes one event. Times never go back: an earlier one counts as the latest seen.
     pub fn step(&mut self, now: BootTime, event: Event) -> Vec<Command> {
+        self.step_all(now, [event])
+    }
+
+    /// Takes events that came by now, in order, and looks at what is due once after them: a look
+    /// goes through all volumes.
+    pub fn step_all(
+        &mut self,
+        now: BootTime,
+        events: impl IntoIterator<Item = Event>,
+    ) -> Vec<Command> {
         let now = now.max(self.last);
         self.last = now;
-        self.take(now, event);
+        for event in events {
+            self.take(now, event);
+            while let Some(message) = self.out.next_local() {
+                let me = self.me;
+                self.receive(now, me, message);
+            }
+        }
         // Messages to oneself, due timers and urgent heartbeats cause one another; each is done
         // once, so this ends.
         loop {

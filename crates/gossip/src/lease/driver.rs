@@ -19,7 +19,7 @@ use super::core::LeaseCore;
 use super::event::{Command, Event, LeaseError, LeaseEvent, Outcome, Request, Ticket};
 use super::handle::{Leases, Shared};
 use super::message::{self, Packet};
-use super::record::{Start, Write};
+use super::record::{Start, Write, WriteKey};
 use super::table;
 use crate::control::{Handler, Kind, Quiet, Wire};
 use crate::store::{StateDb, StoreError};
@@ -53,6 +53,8 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct LeaseDriver {
     core: LeaseCore,
+    /// When the core is to be stepped if nothing comes.
+    due: BootTime,
     start: Start,
     wire: WireHandle,
     clock: Arc<dyn Clock>,
@@ -101,6 +103,7 @@ pub fn start(
     let (events, event_rx) = mpsc::channel(EVENT_QUEUE);
     let driver = LeaseDriver {
         core,
+        due: clock.boot(),
         start,
         wire: WireHandle(wire),
         clock: Arc::clone(&clock),
@@ -122,7 +125,7 @@ impl LeaseDriver {
     /// time keeps them.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let events = self.events.clone();
-        self.step(Event::Tick);
+        self.step(vec![Event::Tick]);
         loop {
             let sleep = self.until_deadline();
             tokio::select! {
@@ -130,16 +133,20 @@ impl LeaseDriver {
                 () = shutdown.cancelled() => break,
                 Some(ticket) = self.writer.done.recv() => {
                     self.writer.finished();
-                    self.step(Event::Persisted(ticket));
+                    self.step(vec![Event::Persisted(ticket)]);
                 }
-                () = self.shared.wake.notified() => self.take_inbox(),
-                Some(first) = self.packets.recv() => self.take_packets(first),
+                // As many as fit, and before anything else is taken in: what the agent says to each
+                // then comes together, and a step for each would go through all volumes.
                 Ok(permit) = events.reserve(), if !self.backlog.is_empty() => {
-                    if let Some(event) = self.backlog.pop() {
+                    let more = std::iter::from_fn(|| events.try_reserve().ok());
+                    for permit in std::iter::once(permit).chain(more) {
+                        let Some(event) = self.backlog.pop() else { break };
                         permit.send(event);
                     }
                 }
-                () = tokio::time::sleep(sleep) => self.step(Event::Tick),
+                () = self.shared.wake.notified() => self.take_inbox(),
+                Some(first) = self.packets.recv() => self.take_packets(first),
+                () = tokio::time::sleep(sleep) => self.step(vec![Event::Tick]),
             }
         }
         self.shared.close();
@@ -148,37 +155,30 @@ impl LeaseDriver {
 
     fn until_deadline(&self) -> Duration {
         let now = self.clock.boot();
-        let due = self.core.next_deadline().unwrap_or(BootTime::NEVER);
-        due.saturating_since(now).min(LONGEST_SLEEP)
+        self.due.saturating_since(now).min(LONGEST_SLEEP)
     }
 
     fn take_inbox(&mut self) {
-        let (events, asked) = self.shared.take();
-        for event in events {
-            self.step(event);
-        }
+        let (mut events, asked) = self.shared.take();
         for (ask, answer) in asked {
             self.requests += 1;
             let request = Request(self.requests);
             self.answers.insert(request, answer);
-            self.step(ask.event(request));
+            events.push(ask.event(request));
         }
+        self.step(events);
     }
 
     fn take_packets(&mut self, first: (StoreId, Packet)) {
-        let mut next = Some(first);
-        for _ in 0..PACKETS_AT_ONCE {
-            let Some((from, packet)) = next.take() else { return };
-            self.step(Event::Packet { from, packet });
-            next = self.packets.try_recv().ok();
-        }
-        if let Some((from, packet)) = next {
-            self.step(Event::Packet { from, packet });
-        }
+        let more = std::iter::from_fn(|| self.packets.try_recv().ok()).take(PACKETS_AT_ONCE - 1);
+        let packet = |(from, packet)| Event::Packet { from, packet };
+        let events: Vec<Event> = std::iter::once(first).chain(more).map(packet).collect();
+        self.step(events);
     }
 
-    fn step(&mut self, event: Event) {
-        let commands = self.core.step(self.clock.boot(), event);
+    fn step(&mut self, events: Vec<Event>) {
+        let commands = self.core.step_all(self.clock.boot(), events);
+        self.due = self.core.next_deadline().unwrap_or(BootTime::NEVER);
         // Published before anything is sent, so that what is given up is not relied on here by
         // the time anyone hears of it.
         for volume in self.core.take_touched() {
@@ -287,7 +287,7 @@ impl Backlog {
 struct Writer {
     jobs: Option<SyncSender<(Ticket, Vec<Write>)>>,
     done: mpsc::Receiver<Ticket>,
-    waiting: Option<(Ticket, Vec<Write>)>,
+    waiting: Option<(Ticket, BTreeMap<WriteKey, Write>)>,
     busy: bool,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -303,12 +303,9 @@ impl Writer {
     }
 
     fn add(&mut self, ticket: Ticket, writes: Vec<Write>) {
-        let (latest, all) = self.waiting.get_or_insert_with(|| (ticket, Vec::new()));
+        let (latest, all) = self.waiting.get_or_insert_with(|| (ticket, BTreeMap::new()));
         *latest = ticket;
-        for write in writes {
-            all.retain(|earlier| !earlier.same_key(&write));
-            all.push(write);
-        }
+        all.extend(writes.into_iter().map(|write| (write.key(), write)));
         self.submit();
     }
 
@@ -316,9 +313,9 @@ impl Writer {
         if self.busy {
             return;
         }
-        if let (Some(job), Some(jobs)) = (self.waiting.take(), &self.jobs) {
+        if let (Some((ticket, writes)), Some(jobs)) = (self.waiting.take(), &self.jobs) {
             // The thread is idle and its queue holds one: this does not block.
-            self.busy = jobs.send(job).is_ok();
+            self.busy = jobs.send((ticket, writes.into_values().collect())).is_ok();
         }
     }
 

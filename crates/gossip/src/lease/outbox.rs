@@ -8,7 +8,7 @@ use flocker_base::{BootTime, StoreId, VolumeId};
 
 use super::event::{Alarm, Command, LeaseError, LeaseEvent, Outcome, Request, Ticket};
 use super::message::Message;
-use super::record::Write;
+use super::record::{Write, WriteKey};
 
 /// What a step produces, and what waits for the disk.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -16,7 +16,7 @@ pub(crate) struct Outbox {
     me: StoreId,
     next: Ticket,
     done: Ticket,
-    writes: Vec<Write>,
+    writes: BTreeMap<WriteKey, Write>,
     under_way: VecDeque<(Ticket, BootTime)>,
     waiting: VecDeque<(Ticket, StoreId, Message)>,
     ready: BTreeMap<StoreId, Vec<Message>>,
@@ -34,7 +34,7 @@ impl Outbox {
             me,
             next: 1,
             done: 0,
-            writes: Vec::new(),
+            writes: BTreeMap::new(),
             under_way: VecDeque::new(),
             waiting: VecDeque::new(),
             ready: BTreeMap::new(),
@@ -48,13 +48,12 @@ impl Outbox {
 
     /// Adds a write to this step's batch. What tells of it is sent after the ticket returned.
     pub(crate) fn write(&mut self, write: Write) -> Ticket {
-        self.writes.retain(|earlier| !earlier.same_key(&write));
-        self.writes.push(write);
+        self.writes.insert(write.key(), write);
         self.next
     }
 
     /// The ticket of this step's writes; durable already if there are none.
-    pub(crate) const fn current_ticket(&self) -> Ticket {
+    pub(crate) fn current_ticket(&self) -> Ticket {
         if self.writes.is_empty() { self.done } else { self.next }
     }
 
@@ -138,7 +137,10 @@ impl Outbox {
     pub(crate) fn finish(&mut self, now: BootTime) -> Vec<Command> {
         let mut commands = Vec::new();
         if !self.writes.is_empty() {
-            commands.push(Command::Persist(self.next, std::mem::take(&mut self.writes)));
+            commands.push(Command::Persist(
+                self.next,
+                std::mem::take(&mut self.writes).into_values().collect(),
+            ));
             self.under_way.push_back((self.next, now));
             self.next += 1;
         }

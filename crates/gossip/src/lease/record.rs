@@ -127,18 +127,29 @@ pub enum Write {
 }
 
 impl Write {
-    /// Whether the other one replaces this one.
+    /// What it is the record of: a later write of the same replaces it.
     #[must_use]
-    pub fn same_key(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Voter(a, _), Self::Voter(b, _)) | (Self::Holder(a, _), Self::Holder(b, _)) => {
-                a == b
-            }
-            (Self::Support(a, _), Self::Support(b, _)) => a == b,
-            (Self::Node(_), Self::Node(_)) => true,
-            _ => false,
+    pub const fn key(&self) -> WriteKey {
+        match self {
+            Self::Voter(volume, _) => WriteKey::Voter(*volume),
+            Self::Support(store, _) => WriteKey::Support(*store),
+            Self::Holder(volume, _) => WriteKey::Holder(*volume),
+            Self::Node(_) => WriteKey::Node,
         }
     }
+}
+
+/// What a durable record is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WriteKey {
+    /// A volume, as its voter.
+    Voter(VolumeId),
+    /// A store promised to.
+    Support(StoreId),
+    /// A volume, as its holder.
+    Holder(VolumeId),
+    /// This node.
+    Node,
 }
 
 /// Everything durable about leases.
