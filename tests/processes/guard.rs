@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flocker::engine::process::{ProcessConfig, ProcessEngine};
-use flocker::engine::{Engine, Instance, ProcessGroup};
+use flocker::engine::{Engine, Hold, Instance, ProcessGroup};
 use flocker::guard::wire::Request;
 use flocker::guard::{
     ClientConfig, Extension, Guard, GuardError, GuardOptions, GuardStatus, Phase, Protected,
@@ -328,6 +328,34 @@ async fn a_process_that_is_not_the_one_named_is_refused_and_untouched() {
     }
     assert_eq!(agent.guard.list().await.expect("lists"), []);
     assert!(!is_gone(instance.pid));
+    agent.engine.kill(instance.service).await.expect("kills");
+}
+
+/// What the guard has frozen for its lease does not run for a moment, whatever the engine lets go of.
+#[tokio::test]
+async fn the_engine_does_not_thaw_what_the_guard_froze() {
+    let folder = Sandbox::new();
+    let agent = Agent::new(folder.path(), 1).await;
+    let beats = folder.path().join("beats");
+    let script = format!("while :; do echo . >> {}; sleep 0.001; done", beats.display());
+    let wanted = launch(folder.path(), 1, &["sh", "-c", &script]);
+    let instance = agent.engine.start(&wanted).await.expect("starts");
+    until("it beats", || std::fs::metadata(&beats).is_ok_and(|b| b.len() > 10)).await;
+    agent.guard.protect(protected(&instance, ms(50), FAR)).await.expect("protects");
+    until("it is frozen", || is_stopped(instance.pid)).await;
+    let length = || std::fs::metadata(&beats).expect("there").len();
+    let before = length();
+    agent.engine.disown(instance.service, Hold::Lease).expect("lets go");
+    agent.engine.disown(instance.service, Hold::Snapshot).expect("lets go");
+    if flocker::engine::cgroup::is_frozen(instance.pid) {
+        // By signals it holds services for snapshots alone, and they do not reach what is frozen.
+        agent.engine.thaw(instance.service, Hold::Lease).expect("thaws");
+        agent.engine.thaw(instance.service, Hold::Snapshot).expect("thaws");
+    }
+    for _ in 0..50 {
+        assert_eq!(length(), before, "it ran");
+        tokio::time::sleep(ms(4)).await;
+    }
     agent.engine.kill(instance.service).await.expect("kills");
 }
 
