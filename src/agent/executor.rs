@@ -30,6 +30,8 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Time to fetch a fresher snapshot during an election.
 const FETCH_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a change of voters keeps other steps of its volume waiting.
+const VOTE_WITHIN: Duration = Duration::from_secs(2);
 /// Time for a master to say which snapshots it has.
 const DISCARD_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -115,8 +117,12 @@ async fn stop(parts: &Parts, volume: VolumeId) -> Result<(), StepError> {
 
 /// A volume with one voter is stopped by that voter's death: the vote follows the master.
 async fn take_vote(parts: &Parts, volume: &VolumeSpec) -> Result<(), StepError> {
-    let config = parts.leases.change_voters(volume.id, [parts.me].into()).await?;
-    tracing::info!(volume = %volume.name, version = ?config.version, "this node votes for it now");
+    let change = parts.leases.change_voters(volume.id, [parts.me].into());
+    // It goes on by itself, and the volume is not to wait for it.
+    if let Ok(changed) = tokio::time::timeout(VOTE_WITHIN, change).await {
+        let version = changed?.version;
+        tracing::info!(volume = %volume.name, ?version, "this node votes for it now");
+    }
     Ok(())
 }
 

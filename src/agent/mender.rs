@@ -17,6 +17,9 @@ use super::parts::Parts;
 /// Time between two looks at the mesh. Its nodes are gone through for each volume.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// How long a change of voters keeps other steps of its volume waiting.
+const CHANGE_WITHIN: Duration = Duration::from_secs(2);
+
 /// The mesh as last looked at, and what has been wanted since when.
 #[derive(Debug, Default)]
 pub(super) struct Mender {
@@ -145,8 +148,12 @@ pub(super) async fn mend(
         Mend::Voters(voters) => {
             tracing::info!(volume = %volume.name, voters = names(&voters), "changing the voters");
             // The new ones are announced by the loop, and told among the events by the lease.
-            parts.leases.change_voters(volume.id, voters).await?;
-            Ok(())
+            let change = parts.leases.change_voters(volume.id, voters);
+            match tokio::time::timeout(CHANGE_WITHIN, change).await {
+                Ok(changed) => changed.map(drop).map_err(Into::into),
+                // It goes on by itself, and the volume is not to wait for it.
+                Err(_late) => Ok(()),
+            }
         }
     }
 }
