@@ -142,10 +142,10 @@ impl Write {
 /// What a durable record is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WriteKey {
-    /// A volume, as its voter.
-    Voter(VolumeId),
     /// A store promised to.
     Support(StoreId),
+    /// A volume, as its voter.
+    Voter(VolumeId),
     /// A volume, as its holder.
     Holder(VolumeId),
     /// This node.
