@@ -14,6 +14,8 @@
 //!   agent says, unless the lease that it was frozen for is renewed.
 //! - A deadline moves only forward, only for the epoch it was given for, and only at the word of
 //!   the newest agent. (From "never" to an instant is the one exception: it is the safer side.)
+//! - It alone lets run on what was frozen for a lease, by its own clock: an agent's word may be old by
+//!   the time that it acts on it.
 //! - It never waits: not for the disk, not for a peer. Its table is written by a second thread.
 //! - Without a readable table it kills every process that carries its mark.
 //! - It never signals a process that is not proven to be the one it was told of.

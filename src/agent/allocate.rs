@@ -35,8 +35,8 @@ pub struct Allocation {
 /// Chooses master, replicas and voters among the live nodes; `None` if there is none.
 ///
 /// The master's region is the one that can hold most of the local replicas asked for; within it
-/// the least loaded node leads, and the others are spread over zones. Remote replicas go to other regions, one a region before a second
-/// in any.
+/// the least loaded node leads, and the others are spread over zones. Remote replicas go to other
+/// regions, one a region before a second in any.
 #[must_use]
 pub fn allocate(policy: &VolumePolicy, nodes: &[Candidate]) -> Option<Allocation> {
     let mut by_region: BTreeMap<&Name, Vec<&Candidate>> = BTreeMap::new();

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flocker_base::{BootTime, Epoch, StoreId, VolumeId};
+use flocker_base::{BootTime, Epoch, StoreId, VolumeId, WallTime};
 use flocker_gossip::membership::Liveness;
 use flocker_gossip::model::{Placement, PlacementState, VolumeSpec};
+use flocker_replicate::{ReplicaProgress, VolumeProgress};
 
 use super::allocate::Candidate;
 use super::executor::{self, StepError};
@@ -27,6 +28,17 @@ pub(super) struct Mender {
     mesh: Option<Mesh>,
     next: BootTime,
     wanted: HashMap<VolumeId, (Mend, BootTime)>,
+    /// What each volume was as it should be with: as long as all of it is the same, so is the answer.
+    good: HashMap<VolumeId, Seen>,
+}
+
+/// What the decision for one volume rests on, briefly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    mesh: u64,
+    placed: (Epoch, u64),
+    whole: Vec<StoreId>,
+    wanted: (u8, u8),
 }
 
 impl Mender {
@@ -37,6 +49,7 @@ impl Mender {
         if self.mesh.is_some() {
             self.next = now + LOOK_EVERY;
             self.wanted.retain(|volume, _| parts.holds(*volume).is_some());
+            self.good.retain(|volume, _| parts.holds(*volume).is_some());
         }
     }
 
@@ -56,9 +69,19 @@ impl Mender {
             return None;
         }
         let whole: Vec<StoreId> =
-            parts.replicator.progress().borrow().get(&spec.id).map_or_else(Vec::new, |p| {
-                p.replicas.iter().filter(|(_, r)| r.acked.is_some()).map(|(s, _)| *s).collect()
+            parts.replicator.progress().borrow().get(&spec.id).map_or_else(Vec::new, |progress| {
+                let near = |r: &ReplicaProgress| is_near(progress, r, spec, parts.clock.wall());
+                progress.replicas.iter().filter(|(_, r)| near(r)).map(|(s, _)| *s).collect()
             });
+        let seen = Seen {
+            mesh: mesh.stamp(),
+            placed: (placement.epoch, placement.sequence),
+            whole: whole.clone(),
+            wanted: (spec.policy.local_replicas, spec.policy.remote_replicas),
+        };
+        if self.good.get(&spec.id) == Some(&seen) {
+            return None;
+        }
         let found = mesh.mend(&Kept {
             master: parts.me,
             policy: &spec.policy,
@@ -70,6 +93,7 @@ impl Mender {
         match found {
             None => {
                 self.wanted.remove(&spec.id);
+                self.good.insert(spec.id, seen);
                 None
             }
             Some((mend, Due::Now)) => Some((epoch, mend)),
@@ -86,8 +110,22 @@ impl Mender {
     }
 }
 
+/// Whether a replica has what a master must have: all there is, or what the lag limit asks for.
+fn is_near(
+    progress: &VolumeProgress,
+    replica: &ReplicaProgress,
+    spec: &VolumeSpec,
+    now: WallTime,
+) -> bool {
+    let Some(acked) = replica.acked else { return false };
+    progress.newest.as_ref().is_some_and(|newest| newest.head == acked)
+        || replica
+            .acked_taken_at
+            .is_some_and(|at| now.saturating_since(at) <= spec.policy.lag_limit)
+}
+
 /// The nodes of the map, and those that have joined so lately that it does not list them yet.
-fn nodes(parts: &Parts) -> Vec<Node> {
+pub(super) fn nodes(parts: &Parts) -> Vec<Node> {
     let members = Arc::clone(&parts.members.borrow());
     let loads = parts.loads();
     let view = parts.map_view();

@@ -6,6 +6,7 @@
 //! is only away keeps its place for a while: a copy is expensive to make again. And if many went at
 //! the same time, none is given up: then it is this node's own link that is broken.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use flocker_base::{Name, StoreId};
@@ -47,7 +48,7 @@ pub struct Kept<'a> {
     pub policy: &'a VolumePolicy,
     /// The stores that hold copies, or are to.
     pub replicas: &'a [StoreId],
-    /// Those of them that have acknowledged a whole copy; the master need not be named.
+    /// Those of them whose copies are good enough to lead; the master need not be named.
     pub whole: &'a [StoreId],
     /// Its voters.
     pub voters: &'a [StoreId],
@@ -78,13 +79,31 @@ pub struct Mesh {
     nodes: Vec<Node>,
     /// How long a node may be away before its copies are made again elsewhere.
     grace: Duration,
+    stamp: u64,
 }
 
 impl Mesh {
     /// The mesh, and how long a node may be away before its copies are made again elsewhere.
     #[must_use]
-    pub const fn new(nodes: Vec<Node>, grace: Duration) -> Self {
-        Self { nodes, grace }
+    pub fn new(nodes: Vec<Node>, grace: Duration) -> Self {
+        let mut mesh = Self { nodes, grace, stamp: 0 };
+        let mut hasher = DefaultHasher::new();
+        for Node { candidate, presence } in &mesh.nodes {
+            let Candidate { store, region, zone, load: _ } = candidate;
+            let kept = [grace / VOTES_SOONER, grace].map(|grace| mesh.keeps(*store, grace));
+            let is = |other| *presence == other;
+            (store, region, zone, is(Presence::Live), is(Presence::Removed), kept)
+                .hash(&mut hasher);
+        }
+        mesh.stamp = hasher.finish();
+        mesh
+    }
+
+    /// Differs from another mesh's if the two may lead to different answers on whether anything is to
+    /// be changed.
+    #[must_use]
+    pub const fn stamp(&self) -> u64 {
+        self.stamp
     }
 
     fn node(&self, store: StoreId) -> Option<&Node> {

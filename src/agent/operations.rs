@@ -1,14 +1,12 @@
 //! What the API's requests do. An edit of something that has a master goes to that master; any
 //! other is made here and spreads by itself.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use flocker_base::{Name, StoreId, VolumeId};
 use flocker_gossip::map::{Amendment, Edit};
-use flocker_gossip::membership::Liveness;
 use flocker_gossip::model::{RouteKey, ServiceSpec, VolumeSpec};
 use tokio::sync::mpsc;
 
@@ -16,6 +14,8 @@ use super::allocate::Candidate;
 use super::answers::start_move;
 use super::care;
 use super::deploy::{self, Existing};
+use super::mender;
+use super::mending::Presence;
 use super::moving::{Move, ask};
 use super::parts::Parts;
 use super::promoting;
@@ -336,27 +336,8 @@ fn existing(parts: &Parts) -> Existing {
     }
 }
 
-/// The nodes that may take a volume: those that live, by membership.
+/// The nodes that may take a volume: those that live.
 fn candidates(parts: &Parts) -> Vec<Candidate> {
-    let loads: BTreeMap<StoreId, usize> = parts.loads();
-    let load = |store: &StoreId| loads.get(store).copied().unwrap_or(0);
-    let members = parts.members.borrow();
-    let mut all: Vec<Candidate> = members
-        .nodes
-        .iter()
-        .filter(|(store, m)| **store != parts.me && m.liveness == Liveness::Live)
-        .map(|(store, m)| Candidate {
-            store: *store,
-            region: m.facts.region.clone(),
-            zone: m.facts.zone.clone(),
-            load: load(store),
-        })
-        .collect();
-    all.push(Candidate {
-        store: parts.me,
-        region: parts.region.clone(),
-        zone: parts.zone.clone(),
-        load: load(&parts.me),
-    });
-    all
+    let nodes = mender::nodes(parts).into_iter();
+    nodes.filter(|n| n.presence == Presence::Live).map(|n| n.candidate).collect()
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flocker_base::{Epoch, Name, StoreId};
-use flocker_gossip::lease::{CampaignFailure, LeaseError};
+use flocker_gossip::lease::{CampaignFailure, LeaseError, MOST_VOTERS};
 use flocker_gossip::model::{Placement, VolumeSpec, Voters};
 
 use super::moving::ask;
@@ -15,8 +15,6 @@ use super::revocation;
 use super::rpc::{Reply, Request};
 use crate::api::{ApiError, ErrorCode, PromoteRequest, Promoted};
 
-/// Most voters of a volume.
-const MOST_VOTERS: usize = 5;
 /// How long the answer may wait for the service to serve here.
 const SERVED_WITHIN: Duration = Duration::from_secs(15);
 /// Time for another node to do all of it.

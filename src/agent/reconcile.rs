@@ -56,14 +56,16 @@ pub struct VolumeWorld<'a> {
 pub struct Tries {
     /// Not before this instant may a failed step be tried again.
     pub retry_at: BootTime,
-    /// Steps that failed in a row.
+    /// Not before this instant is a copy to be discarded that could not be before.
+    pub discard_at: BootTime,
+    /// How often it failed, under the epoch held, to make the copy writable.
     pub failures: u32,
     /// Whether this node is in no state to work on it: its disk is full, or it gave the volume up
     /// a moment ago.
     pub unable: bool,
 }
 
-/// This many steps that fail in a row before the volume is writable here: another may do better.
+/// After so many failures to make its copy writable a master gives up: another may do better.
 const MOST_FAILURES: u32 = 3;
 
 /// This node's lease on a volume.
@@ -294,8 +296,12 @@ fn unwanted(world: &VolumeWorld<'_>) -> Option<StoreId> {
     // An announcement that is not the newest known says nothing of what is wanted now.
     let newest = world.others_epoch.is_some_and(|epoch| epoch == placed.epoch);
     let here = world.copy.has_snapshot && world.copy.promoted.is_none() && world.instance.is_none();
-    (here && newest && placed.holder != world.me && !placed.replicas.contains(&world.me))
-        .then_some(placed.holder)
+    (here
+        && newest
+        && world.now >= world.tries.discard_at
+        && placed.holder != world.me
+        && !placed.replicas.contains(&world.me))
+    .then_some(placed.holder)
 }
 
 fn reason_to_campaign(world: &VolumeWorld<'_>) -> Option<CampaignReason> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flocker_base::{BootTime, StoreId, VolumeId};
+use flocker_base::{BootTime, Epoch, StoreId, VolumeId};
 use flocker_gossip::lease::{LeaseEvent, LeaseView, VolumeFacts};
 use flocker_gossip::model::{Placement, VolumeSpec, VoterConfig};
 use flocker_replicate::Duty;
@@ -28,7 +28,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// The longest wait after a failed step.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
-/// The wait after a copy that is not wanted here could not be discarded.
+/// The wait after a copy that is not wanted here could not be discarded. It takes little but room, and
+/// what keeps it changes seldom.
 const KEPT_RETRY: Duration = Duration::from_secs(60);
 
 /// How long this node leaves to others what it could not work on.
@@ -37,9 +38,13 @@ const GIVEN_UP_FOR: Duration = Duration::from_secs(60);
 /// The loop's own state.
 struct Loop {
     parts: Arc<Parts>,
-    steps: JoinSet<(VolumeId, Result<(), StepError>)>,
+    steps: JoinSet<(VolumeId, Option<Epoch>, Result<(), StepError>)>,
     retries: HashMap<VolumeId, Retry>,
     mender: Mender,
+    /// How often, and under which epoch, a copy could not be made writable.
+    unwritable: HashMap<VolumeId, (Epoch, u32)>,
+    /// When a copy that could not be discarded is looked at again.
+    kept: HashMap<VolumeId, BootTime>,
     /// Until when this node asks for nothing that it gave up.
     given_up: HashMap<VolumeId, BootTime>,
     /// Whether the disk has room.
@@ -63,6 +68,8 @@ pub(super) async fn run(
         steps: JoinSet::new(),
         retries: HashMap::new(),
         mender: Mender::default(),
+        unwritable: HashMap::new(),
+        kept: HashMap::new(),
         given_up: HashMap::new(),
         has_room: true,
     };
@@ -103,19 +110,29 @@ impl Loop {
         self.parts.board().hear(event);
     }
 
-    fn finished(&mut self, (volume, result): (VolumeId, Result<(), StepError>)) {
+    /// `leads` is the epoch under which the step was to make the copy writable, if it was.
+    fn finished(
+        &mut self,
+        (volume, leads, result): (VolumeId, Option<Epoch>, Result<(), StepError>),
+    ) {
         locked(&self.parts.busy).remove(&volume);
+        if let (Some(epoch), Err(_)) = (leads, &result) {
+            let (of, failures) = self.unwritable.entry(volume).or_insert((epoch, 0));
+            *failures = if *of == epoch { failures.saturating_add(1) } else { 1 };
+            *of = epoch;
+        }
         match result {
             Ok(()) => {
                 self.retries.remove(&volume);
             }
+            Err(StepError::Kept(why)) => {
+                tracing::info!(%volume, why, again_in = ?KEPT_RETRY, "an unwanted copy is kept");
+                self.kept.insert(volume, self.parts.now() + KEPT_RETRY);
+            }
             Err(error) => {
                 let retry = self.retries.entry(volume).or_default();
-                let wait = match error {
-                    // It takes little but room, and what keeps it changes seldom.
-                    StepError::Kept(_) => KEPT_RETRY,
-                    _ => FIRST_RETRY.saturating_mul(1 << retry.failures.min(10)).min(LONGEST_RETRY),
-                };
+                let wait =
+                    FIRST_RETRY.saturating_mul(1 << retry.failures.min(10)).min(LONGEST_RETRY);
                 retry.failures = retry.failures.saturating_add(1);
                 retry.at = self.parts.now() + wait;
                 tracing::warn!(%volume, %error, again_in = ?wait, "a step failed");
@@ -258,8 +275,14 @@ impl Loop {
                 if matches!(step, Step::GiveUp { .. }) {
                     self.given_up.insert(spec.id, world_parts.now() + GIVEN_UP_FOR);
                 }
+                let leads = match (step, world.lease) {
+                    (Step::Promote { .. } | Step::KeepTail { .. }, Lease::Held { epoch }) => {
+                        Some(epoch)
+                    }
+                    _ => None,
+                };
                 let spec = spec.clone();
-                self.spawn(spec.id, move |parts| async move {
+                self.spawn_for(spec.id, leads, move |parts| async move {
                     executor::run(&parts, &spec, step).await
                 });
             }
@@ -269,7 +292,14 @@ impl Loop {
     fn tries(&self, volume: VolumeId) -> Tries {
         let retry = self.retries.get(&volume).copied().unwrap_or_default();
         let given_up = self.given_up.get(&volume).is_some_and(|until| self.parts.now() < *until);
-        Tries { retry_at: retry.at, failures: retry.failures, unable: given_up || !self.has_room }
+        let held = self.parts.holds(volume);
+        let failed = self.unwritable.get(&volume).filter(|(epoch, _)| Some(*epoch) == held);
+        Tries {
+            retry_at: retry.at,
+            discard_at: self.kept.get(&volume).copied().unwrap_or_default(),
+            failures: failed.map_or(0, |(_, failures)| *failures),
+            unable: given_up || !self.has_room,
+        }
     }
 
     /// Brings where the volume is nearer to where it is wanted, if this node leads it.
@@ -287,9 +317,17 @@ impl Loop {
         F: FnOnce(Arc<Parts>) -> Fut,
         Fut: Future<Output = Result<(), StepError>> + Send + 'static,
     {
+        self.spawn_for(volume, None, work);
+    }
+
+    fn spawn_for<F, Fut>(&mut self, volume: VolumeId, leads: Option<Epoch>, work: F)
+    where
+        F: FnOnce(Arc<Parts>) -> Fut,
+        Fut: Future<Output = Result<(), StepError>> + Send + 'static,
+    {
         locked(&self.parts.busy).insert(volume);
         let work = work(Arc::clone(&self.parts));
-        self.steps.spawn(async move { (volume, work.await) });
+        self.steps.spawn(async move { (volume, leads, work.await) });
     }
 
     /// This node was removed from the cluster: it asks for nothing, sends nothing, and nothing runs

@@ -3,15 +3,13 @@
 use std::collections::BTreeSet;
 
 use flocker_base::{Name, StoreId};
+use flocker_gossip::lease::MOST_VOTERS;
 use flocker_gossip::model::Voters;
 
 use super::allocate::{Candidate, in_zone};
 
-/// Most voters of one volume.
-pub const MAX_VOTERS: usize = 5;
-
 /// The sizes of a set that can lose a voter.
-const SIZES: [usize; 2] = [3, MAX_VOTERS];
+const SIZES: [usize; 2] = [3, MOST_VOTERS];
 
 /// From this many regions on, none of them may hold a majority.
 const REGIONS_TO_BALANCE: usize = 3;
@@ -138,7 +136,7 @@ mod tests {
             let nodes: Vec<_> = (1u8..).zip(&regions).map(|(n, r)| node(n, names[*r])).collect();
             let copies: Vec<_> = nodes.iter().take(copies).map(|n| n.store).collect();
             let set = choose_voters(&copies, &nodes, &[]).expect("a master");
-            prop_assert!(set.len() % 2 == 1 && set.len() <= MAX_VOTERS && set.contains(&copies[0]));
+            prop_assert!(set.len() % 2 == 1 && set.len() <= MOST_VOTERS && set.contains(&copies[0]));
             prop_assert_eq!(set.len() > 1, nodes.len() >= 3);
             let again = choose_voters(&copies, &nodes, &set);
             prop_assert_eq!(again.as_ref(), Some(&set));

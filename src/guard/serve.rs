@@ -304,7 +304,8 @@ impl Shell {
             Some(dog) => {
                 let other = dog.path().display();
                 return Reply::Refused(format!(
-                    "it feeds the watchdog {other} already: stop the agent and its services to change that"
+                    "it feeds the watchdog {other} already: stop the agent and its services to \
+                     change that"
                 ));
             }
             None => {}

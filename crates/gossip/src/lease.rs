@@ -33,6 +33,7 @@ mod state;
 mod table;
 mod voter;
 
+pub use change::MOST_VOTERS;
 pub use config::{LeaseConfig, LeaseConfigError};
 pub use core::LeaseCore;
 pub use driver::{LeaseDriver, StartError, start};

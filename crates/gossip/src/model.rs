@@ -64,10 +64,11 @@ impl Default for VolumePolicy {
 pub enum Failover {
     /// The best replica takes over.
     Auto,
-    /// The best replica of the master's own region takes over, and none of another.
-    InRegion,
     /// Nothing until a person promotes a replica.
     Manual,
+    // Last: records on disks have the numbers of those before.
+    /// The best replica of the master's own region takes over, and none of another.
+    InRegion,
 }
 
 /// The first configuration of a volume.

@@ -164,6 +164,31 @@ fn a_master_in_another_region_gets_its_copies_there_in_time() {
 }
 
 #[test]
+fn only_what_changes_an_answer_changes_the_stamp() {
+    let stamp = |nodes: &[Node]| Mesh::new(nodes.to_vec(), GRACE).stamp();
+    let away = |minutes| {
+        [
+            live(1, "eu"),
+            live(2, "eu"),
+            live(3, "us"),
+            node(4, "us", Presence::Away(MINUTE * minutes)),
+        ]
+    };
+    assert_eq!(stamp(&away(2)), stamp(&away(3)));
+    assert_ne!(stamp(&away(0)), stamp(&away(2)), "its votes go");
+    assert_ne!(stamp(&away(3)), stamp(&away(10)), "its copies go");
+    let mut removed = away(10);
+    removed[3].presence = Presence::Removed;
+    assert_ne!(stamp(&removed), stamp(&away(10)), "it does not come back");
+    let mut busy = away(2);
+    busy[0].candidate.load = 7;
+    assert_eq!(stamp(&busy), stamp(&away(2)));
+    let mut moved = away(2);
+    moved[0].candidate.region = Name::new("ap").expect("a name");
+    assert_ne!(stamp(&moved), stamp(&away(2)));
+}
+
+#[test]
 fn fewer_copies_wanted_are_fewer_kept() {
     let nodes = [live(1, "eu"), live(2, "eu"), live(3, "us")];
     assert_eq!(mend(&nodes, (0, 1), &[1, 2, 3], &[2, 3], &[1, 2, 3]), copies(&[1, 3], Due::Later));

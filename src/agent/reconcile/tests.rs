@@ -190,6 +190,8 @@ fn a_copy_that_the_newest_placement_does_not_name_is_discarded_and_no_other() {
     );
     let none = VolumeWorld { copy: LocalCopy::default(), ..left.clone() };
     assert_eq!(next_step(&none), Step::Rest);
+    let kept = Tries { discard_at: BootTime::from_millis(2_000), ..Tries::default() };
+    assert_eq!(next_step(&VolumeWorld { tries: kept, ..left.clone() }), Step::Rest);
     let failed = VolumeWorld {
         tries: Tries { retry_at: BootTime::from_millis(2_000), ..Tries::default() },
         ..left

@@ -14,7 +14,7 @@ use super::state::{Change, Standing, Volume};
 use crate::model::{ConfigVersion, VoterConfig, Voters};
 
 /// Most voters of a volume.
-const MOST_VOTERS: usize = 5;
+pub const MOST_VOTERS: usize = 5;
 
 impl LeaseCore {
     pub(crate) fn on_change_request(

@@ -393,7 +393,9 @@ impl LeaseCore {
     /// others may be too few for ever, and this node's own vote keeps them from electing anybody: a
     /// lease's length tells whether they are.
     fn longest_frozen(&self, holding: &Holding) -> Duration {
-        let passed = |standing: &Standing| matches!(standing, Standing::Refused(max) if *max > holding.epoch);
+        let epoch = holding.epoch;
+        let passed =
+            |standing: &Standing| matches!(standing, Standing::Refused(max) if *max > epoch);
         let limit = self.config.frozen_limit;
         if holding.standing.values().any(passed) { limit.min(self.config.lease) } else { limit }
     }

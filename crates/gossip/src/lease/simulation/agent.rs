@@ -8,6 +8,7 @@ use rand::RngExt;
 use rand::seq::IndexedRandom;
 
 use super::super::event::{Event, LeaseError, LeaseEvent, Outcome, Request, VolumeFacts};
+use super::super::message::Packet;
 use super::super::record::Stamp;
 use super::mutants::Mutant;
 use super::network::chance;
@@ -32,6 +33,35 @@ impl World {
             self.step(node, Event::LocalCopy(volume, Some(copy)))?;
         }
         Ok(())
+    }
+
+    /// Takes a packet in, at once or together with what comes next.
+    pub(super) fn deliver(
+        &mut self,
+        from: usize,
+        to: usize,
+        mut packet: Packet,
+    ) -> Result<(), String> {
+        if self.network.cut.contains(&(from, to)) {
+            self.note("message lost");
+            return Ok(());
+        }
+        let sender = self.nodes[from].store;
+        let receiver = &self.nodes[to];
+        if let Some(mutant) = self.mutant {
+            let support = receiver.durable.supports.get(&sender).map_or(0, |r| r.support);
+            let newest = receiver.newest_beats.get(&sender).copied().unwrap_or(0);
+            for message in &mut packet.messages {
+                mutant.spoil_message(message, support, newest);
+            }
+        }
+        let event = Event::Packet { from: sender, packet };
+        if self.nodes[to].core.is_some() && chance(&mut self.random, 200) {
+            self.nodes[to].together.push(event);
+            self.agent(to, 2 * MILLISECOND, Event::Tick);
+            return Ok(());
+        }
+        self.step(to, event)
     }
 
     fn agent(&mut self, node: usize, after: Micros, event: Event) {

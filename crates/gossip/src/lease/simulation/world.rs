@@ -96,7 +96,9 @@ pub(super) struct Node {
     pub(super) placed: BTreeMap<VolumeId, Placed>,
     pub(super) copies: BTreeMap<VolumeId, Stamp>,
     incarnation: u64,
-    newest_beats: BTreeMap<StoreId, u64>,
+    pub(super) newest_beats: BTreeMap<StoreId, u64>,
+    /// What has come and is taken in with what comes next.
+    pub(super) together: Vec<Event>,
 }
 
 impl Node {
@@ -155,6 +157,7 @@ impl World {
                 placed: BTreeMap::new(),
                 incarnation: 0,
                 newest_beats: BTreeMap::new(),
+                together: Vec::new(),
             })
             .collect();
         let stores: Vec<_> = nodes.iter().map(|node| node.store).collect();
@@ -310,6 +313,7 @@ impl World {
         let durable = this.durable.clone();
         this.core = Some(LeaseCore::new(this.local(now), this.store, start, config, durable, seed));
         this.wake_at = None;
+        this.together.clear();
         if again {
             self.note("restart");
         }
@@ -328,8 +332,9 @@ impl World {
     pub(super) fn step(&mut self, node: usize, event: Event) -> Result<(), String> {
         let now = self.now;
         let local = self.nodes[node].local(now);
+        let together = std::mem::take(&mut self.nodes[node].together);
         let Some(core) = &mut self.nodes[node].core else { return Ok(()) };
-        let commands = core.step(local, event);
+        let commands = core.step_all(local, together.into_iter().chain([event]));
         let touched = core.take_touched();
         for volume in touched {
             self.follow_guard(node, volume, false);
@@ -466,23 +471,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    fn deliver(&mut self, from: usize, to: usize, mut packet: Packet) -> Result<(), String> {
-        if self.network.cut.contains(&(from, to)) {
-            self.note("message lost");
-            return Ok(());
-        }
-        let sender = self.nodes[from].store;
-        let receiver = &self.nodes[to];
-        if let Some(mutant) = self.mutant {
-            let support = receiver.durable.supports.get(&sender).map_or(0, |r| r.support);
-            let newest = receiver.newest_beats.get(&sender).copied().unwrap_or(0);
-            for message in &mut packet.messages {
-                mutant.spoil_message(message, support, newest);
-            }
-        }
-        self.step(to, Event::Packet { from: sender, packet })
     }
 
     /// Whether faults are over.

@@ -89,6 +89,16 @@ fn a_volume_of_before_there_were_regions_to_stay_in_may_go_to_any() {
         assert_eq!(read == Failover::Manual, failover == Failover::Manual);
         assert_ne!(read, Failover::InRegion);
     }
+    // As versions before wrote them.
+    for (written, meant) in [([0], Failover::Auto), ([1], Failover::Manual)] {
+        let mut fields = volume(1, "pg").fields();
+        fields.insert(7, written.to_vec());
+        fields.remove(&8);
+        let read = VolumeSpec::read(volume_id(1), &fields).expect("reads");
+        assert_eq!(read.policy.failover, meant);
+        fields.insert(8, vec![0]);
+        assert_eq!(VolumeSpec::read(volume_id(1), &fields).expect("reads"), read);
+    }
 }
 
 #[test]
