@@ -27,6 +27,7 @@ pub mod network;
 pub mod node;
 pub mod plan;
 pub mod processes;
+pub mod programs;
 pub mod remains;
 pub mod watch;
 

@@ -8,9 +8,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum as _};
 use flocker::tally::{self, TallyOptions};
 use flocker_chaos::nemesis::beats::Heart;
 use flocker_chaos::nemesis::faults::Fault;
-use flocker_chaos::nemesis::hosts;
 use flocker_chaos::nemesis::report::Report;
 use flocker_chaos::nemesis::rounds::{self, Rounds};
+use flocker_chaos::programs::need;
 use flocker_chaos::{plan, say};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
@@ -100,7 +100,10 @@ fn word(fault: Fault) -> String {
 }
 
 async fn all(run: Run) -> Result<()> {
-    hosts::check(&PROGRAMS)?;
+    ensure!(rustix::process::geteuid().is_root(), "hosts of one's own need root: run it as root");
+    for (program, package) in PROGRAMS {
+        need(program, package)?;
+    }
     let seed = plan::seed()?;
     say(&format!("nemesis: FLOCKER_CHAOS_SEED={seed}"));
     let faults = if run.faults.is_empty() { Fault::ALL.to_vec() } else { run.faults };

@@ -1,7 +1,6 @@
 //! Starts a host in a network and a process namespace of its own, and speaks with it. When this
 //! side goes away, by whatever way, the host and all that it started are killed by the kernel.
 
-use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::agents::Whose;
 use super::host::{Answer, HostOptions, Order};
+use crate::programs::need;
 
 /// How long a host may take to end its agents.
 const END_DEADLINE: Duration = Duration::from_secs(10);
@@ -90,27 +90,10 @@ impl Remote {
 /// # Errors
 /// If one is missing.
 pub async fn check_programs() -> Result<String> {
-    for (program, package) in [("unshare", "util-linux"), ("ip", "iproute2")] {
-        if !is_there(program) {
-            bail!("there is no `{program}` here: install the package {package}");
-        }
-    }
-    if !is_there("serf") {
-        bail!(
-            "there is no `serf` here, the peer to measure against: install it with \
-             `apt-get install serf` (Debian 12), or from its own site"
-        );
-    }
+    need("unshare", "util-linux")?;
+    need("ip", "iproute2")?;
+    need("serf", "serf, the peer to measure against (Debian 12 has it)")?;
     let version = Command::new("serf").arg("version").output().await.context("cannot run serf")?;
     let version = String::from_utf8_lossy(&version.stdout);
     Ok(version.lines().next().unwrap_or("unknown").trim().to_owned())
-}
-
-fn is_there(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    // `ip` is where ordinary users do not look.
-    let more = ["/usr/sbin", "/sbin"].map(std::path::PathBuf::from);
-    std::env::split_paths(&path)
-        .chain(more)
-        .any(|folder| Path::new(&folder).join(program).is_file())
 }

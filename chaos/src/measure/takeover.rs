@@ -120,11 +120,3 @@ impl Report {
         text
     }
 }
-
-/// Which of these programs is not there, as an error that says how to get it.
-fn need(program: &str, package: &str) -> Result<()> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let there = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
-    anyhow::ensure!(there, "there is no '{program}' here: install the package {package}");
-    Ok(())
-}

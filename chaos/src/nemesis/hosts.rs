@@ -220,23 +220,3 @@ fn run(program: &str, arguments: &[&str]) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     bail!("{program} {}: {}", arguments.join(" "), said.trim())
 }
-
-/// Says which of the programs that are needed is not there, and how to get it.
-///
-/// # Errors
-/// If one is missing, or this is not root.
-pub fn check(programs: &[(&str, &str)]) -> Result<()> {
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "networks of one's own need root: run it as root"
-    );
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    for (program, package) in programs {
-        let there = std::env::split_paths(&path).any(|folder: PathBuf| {
-            let at: &Path = &folder;
-            at.join(program).is_file()
-        });
-        ensure!(there, "there is no '{program}' here: install the package {package}");
-    }
-    Ok(())
-}

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::measure::figures::Summary;
+
 /// The figures.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The fault's word.
     pub fault: String,
@@ -12,7 +14,7 @@ pub struct Report {
     /// Of these, with another master after than before.
     pub moved: u32,
     /// From the fault to the first answer to a request sent after it, a round, in milliseconds.
-    pub first_success_ms: Vec<u64>,
+    pub first_success_ms: Vec<f64>,
     /// Writes acknowledged.
     pub acknowledged: usize,
     /// Of these, in branches alone.
@@ -26,15 +28,6 @@ pub struct Report {
 }
 
 impl Report {
-    /// The time that so many per cent of the rounds took at most.
-    #[must_use]
-    pub fn percentile(&self, percent: usize) -> u64 {
-        let mut sorted = self.first_success_ms.clone();
-        sorted.sort_unstable();
-        let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
-        sorted.get(at).copied().unwrap_or_default()
-    }
-
     /// The heads of the table's columns.
     #[must_use]
     pub const fn head() -> &'static str {
@@ -45,30 +38,11 @@ impl Report {
     /// A line of it.
     #[must_use]
     pub fn line(&self) -> String {
+        let time = Summary::of(&self.first_success_ms);
+        let (median, p99) = time.map_or((0.0, 0.0), |time| (time.median, time.p99));
         format!(
-            "| {} | {} | {} | {} | {} | {} | {} | {} |",
-            self.fault,
-            self.rounds,
-            self.moved,
-            self.percentile(50),
-            self.percentile(99),
-            self.acknowledged,
-            self.in_branches,
-            self.beats
+            "| {} | {} | {} | {median:.0} | {p99:.0} | {} | {} | {} |",
+            self.fault, self.rounds, self.moved, self.acknowledged, self.in_branches, self.beats
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_of_the_rounds() {
-        let report = Report { first_success_ms: (1..=100).rev().collect(), ..Report::default() };
-        assert_eq!((report.percentile(50), report.percentile(99)), (50, 99));
-        assert_eq!(Report::default().percentile(50), 0);
-        let one = Report { first_success_ms: vec![7], ..Report::default() };
-        assert_eq!((one.percentile(50), one.percentile(99)), (7, 7));
     }
 }

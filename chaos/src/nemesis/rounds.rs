@@ -13,6 +13,7 @@ use super::probes::Probes;
 use super::report::Report;
 use crate::clients::{Clients, Load};
 use crate::invariants::writes::account;
+use crate::measure::ms;
 use crate::mesh::{HOST, Mesh, PATIENCE, running_on, settled, since};
 use crate::node::Node;
 use crate::plan::Plan;
@@ -153,13 +154,13 @@ async fn one(
 
 /// From the fault to the first answer, through any host that can be expected to serve, to a client
 /// that asks after it.
-async fn served(mesh: &Mesh, done: &Done) -> Result<u64> {
+async fn served(mesh: &Mesh, done: &Done) -> Result<f64> {
     let able = |(host, _): &(usize, &Node)| !done.out.contains(host);
     let through = mesh.nodes().iter().enumerate().filter(able).map(|(_, node)| node.http());
     let probes = Probes::start(through.collect());
     loop {
         if let Some(at) = probes.first() {
-            return Ok(millis(at.saturating_since(done.at)));
+            return Ok(ms(at.saturating_since(done.at)));
         }
         ensure!(since(done.at) < millis(PATIENCE), "nobody serves after {} s", PATIENCE.as_secs());
         tokio::time::sleep(Duration::from_millis(5)).await;

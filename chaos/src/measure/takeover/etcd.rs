@@ -11,7 +11,9 @@ use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use super::{Plan, Samples, need};
+use super::{Plan, Samples};
+use crate::measure::ms;
+use crate::programs::need;
 
 /// The first of the ports: two a server.
 const PORTS: u16 = 23790;
@@ -50,7 +52,7 @@ pub(super) async fn run(plan: &Plan, folder: &Path) -> Result<Samples> {
         tokio::time::sleep(Duration::from_millis(500 + u64::from(moment))).await;
         let by_wish = round < plan.handoffs;
         let at = holder.end(if by_wish { Signal::INT } else { Signal::KILL })?;
-        let took = next.taken().await?.saturating_since(at).as_secs_f64() * 1e3;
+        let took = ms(next.taken().await?.saturating_since(at));
         let kind = if by_wish { &mut samples.released } else { &mut samples.killed };
         kind.push(took);
         holder = next;

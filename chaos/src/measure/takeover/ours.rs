@@ -9,6 +9,7 @@ use flocker::api::{Destination, EventEntry, EventQuery, MoveRequest};
 use flocker_base::{Clock as _, Name, SystemClock};
 
 use super::{Plan, Samples};
+use crate::measure::ms;
 use crate::mesh::{Mesh, PATIENCE, running_on, settled, since};
 use crate::nemesis::probes::Probes;
 use crate::processes;
@@ -66,7 +67,7 @@ async fn kill(mesh: &mut Mesh) -> Result<f64> {
     mesh.until(witness, PATIENCE, "another leads", elsewhere).await?;
     mesh.node_mut(master)?.start(None)?;
     mesh.node_mut(master)?.wait_until_up().await?;
-    Ok(first.saturating_since(at).as_secs_f64() * 1e3)
+    Ok(ms(first.saturating_since(at)))
 }
 
 /// From the moment when the master begins to hand the lease over to the target's election, by the
@@ -86,5 +87,5 @@ async fn release(mesh: &Mesh) -> Result<f64> {
     let given = newest(from.events(&EventQuery::default()).await?.events, "lease.given");
     let won = newest(to.events(&EventQuery::default()).await?.events, "election.won");
     let (given, won) = given.zip(won).context("the story of the move is not told")?;
-    Ok(won.saturating_since(given).as_secs_f64() * 1e3)
+    Ok(ms(won.saturating_since(given)))
 }

@@ -11,7 +11,9 @@ use flocker_base::{BootTime, Clock as _, SystemClock};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use super::{Plan, Samples, need};
+use super::{Plan, Samples};
+use crate::measure::ms;
+use crate::programs::need;
 
 /// The first of the ports: three a server.
 const PORTS: u16 = 23890;
@@ -51,7 +53,7 @@ pub(super) async fn run(plan: &Plan, folder: &Path) -> Result<Samples> {
             holder.kill()?;
         }
         next.hears("NodeDeleted").await?;
-        let took = next.take().await?.saturating_since(at).as_secs_f64() * 1e3;
+        let took = ms(next.take().await?.saturating_since(at));
         let kind = if by_wish { &mut samples.released } else { &mut samples.killed };
         kind.push(took);
         holder = next;
