@@ -45,7 +45,7 @@ pub struct VolumeWorld<'a> {
     pub in_hand: bool,
     /// How the steps of this volume went.
     pub tries: Tries,
-    /// Whether another live node holds a copy.
+    /// Whether another live node holds a copy and would lead if this one gave up.
     pub others_can: bool,
     /// This node's place in the order of those that may take over; 0 starts first.
     pub rank: u32,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use flocker_base::{BootTime, Epoch, StoreId, VolumeId};
 use flocker_gossip::lease::{LeaseEvent, LeaseView, VolumeFacts};
-use flocker_gossip::model::{Placement, VolumeSpec, VoterConfig};
+use flocker_gossip::model::{Failover, Placement, VolumeSpec, VoterConfig};
 use flocker_replicate::Duty;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -426,7 +426,15 @@ fn observe<'a>(
         }),
         in_hand: parts.hands.grips(spec.id),
         tries,
-        others_can: replicas.iter().any(|s| *s != parts.me && parts.lives(*s)),
+        others_can: replicas.iter().any(|s| {
+            let near = || parts.region_of(*s).as_ref() == Some(&parts.region);
+            let would = match spec.policy.failover {
+                Failover::Auto => true,
+                Failover::InRegion => near(),
+                Failover::Manual => false,
+            };
+            would && *s != parts.me && parts.lives(*s)
+        }),
         rank: takeover_rank(
             parts.me,
             last_master,
